@@ -1,0 +1,297 @@
+"""Frozen values that pass between stages, and the narrow Protocols at the seams."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]  #: [rows, height, width, 3], RGB
+Float16Rows = NDArray[np.float16]  #: [rows, dimension]
+Float32Rows = NDArray[np.float32]  #: [rows, dimension]
+Headers = tuple[tuple[str, bytes], ...]
+
+
+def digest_of(value: object) -> str:
+    """``sha256:`` digest of a JSON-able value, independent of the order of its keys."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+# ---------------------------------------------------------------- records
+
+
+class TopicPartition(NamedTuple):
+    topic: str
+    partition: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record as it was read, with where it was read: offsets travel with the payload."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+    timestamp_ms: int = 0
+
+    @property
+    def topic_partition(self) -> TopicPartition:
+        return TopicPartition(self.topic, self.partition)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message to be published."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+
+# ---------------------------------------------------------------- the model
+
+
+Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos"]
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessSpec:
+    """How a model wants its pixels; what open_clip calls its preprocess config.
+
+    ``size`` is (height, width). ``resize_mode``: ``shortest`` scales the shorter side to the size
+    and crops the centre, ``longest`` scales the longer side and pads with ``fill``, ``squash``
+    ignores the aspect. ``mean`` and ``std`` are per channel, on pixels in 0..1; they are applied
+    by the encoder, on its device, so pixels travel as uint8.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Interpolation = "bicubic"
+    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
+    fill: int = 0
+
+    @property
+    def digest(self) -> str:
+        return digest_of(asdict(self))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a verdict says of the model, and what a margin depends on.
+
+    ``logit_scale`` is the factor on cosines (already exponentiated).
+    """
+
+    name: str
+    weights_digest: str
+    preprocess: PreprocessSpec
+    precision: str
+    dimension: int
+    logit_scale: float
+
+    @property
+    def digest(self) -> str:
+        """Equal digests mean comparable embeddings."""
+        return digest_of(
+            {
+                "weights": self.weights_digest,
+                "preprocess": self.preprocess.digest,
+                "precision": self.precision,
+            }
+        )
+
+
+class Encoder(Protocol):
+    """Turns pixels and texts into unit vectors of one space. Blocking; called from threads."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    def encode_images(self, pixels: Pixels) -> Float32Rows:
+        """[n, height, width, 3] uint8 to [n, dimension], rows of length one; n may be 0."""
+        ...
+
+    def encode_texts(self, texts: Sequence[str]) -> Float32Rows:
+        """n texts to [n, dimension], rows of length one; n may be 0."""
+        ...
+
+
+# ---------------------------------------------------------------- images
+
+
+Views = Literal["centre", "pad", "tiles"]
+
+
+@dataclass(frozen=True, slots=True)
+class FramePlan:
+    """Which rows of an image are embedded.
+
+    At most ``max_frames`` frames, spread over the whole length of an animation, the first always
+    among them. Of each frame, ``views``: ``centre`` is the model's own transform, ``pad`` shows
+    all of a long image at a smaller scale, ``tiles`` covers its longer side with up to
+    ``max_tiles`` squares. An image gives ``frames × views`` rows.
+    """
+
+    max_frames: int = 8
+    views: Views = "centre"
+    max_tiles: int = 4
+
+    @property
+    def digest(self) -> str:
+        return digest_of(asdict(self))
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What is known of an image besides its embedding.
+
+    ``sha256`` is the hex digest of its bytes; ``perceptual_hash`` the 64-bit difference hash of
+    its first frame in hex; ``width`` and ``height`` are in pixels as shown, after EXIF
+    orientation; ``rows`` gives, for each row of pixels and of the embedding, the index of the
+    frame it was taken from.
+    """
+
+    sha256: str
+    perceptual_hash: str
+    media_type: str
+    width: int
+    height: int
+    bytes: int
+    frames: int
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A downloaded body, and the validator to ask for it again with."""
+
+    body: bytes
+    etag: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NotModified:
+    """The server says that the content is still what its ETag named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Pixels at the model's size, ``[rows, height, width, 3]``, and the facts of the image."""
+
+    pixels: Pixels
+    facts: ImageFacts
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingKey:
+    """What an embedding depends on: the bytes, the model with its preprocessing, the plan."""
+
+    sha256: str
+    model: str
+    plan: str
+
+    def __str__(self) -> str:
+        # 128 bits of each digest: enough to keep keys apart, half the memory in Redis
+        model, plan = (d.removeprefix("sha256:")[:32] for d in (self.model, self.plan))
+        return f"{self.sha256}:{model}:{plan}"
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """What is kept of an image. Scores are computed from these float16 values and no others."""
+
+    key: EmbeddingKey
+    rows: Float16Rows
+    facts: ImageFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a URL served, and when: enough to skip the download, or to ask whether it changed.
+
+    ``fetched_at`` is in seconds since the epoch.
+    """
+
+    sha256: str
+    etag: str | None
+    fetched_at: float
+
+
+CacheTier = Literal["memory", "redis", "in_flight", "none"]
+
+
+# ---------------------------------------------------------------- seams
+
+
+class Source(Protocol):
+    """Where records come from. All methods are called from the event loop."""
+
+    async def poll(self, room: int) -> Sequence[Record]:
+        """At most ``room`` records, or none after a short wait.
+
+        Must be called again and again, with ``room`` 0 when there is no room, or the membership
+        of the group is lost.
+        """
+        ...
+
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Commit, for each partition, the offset to read next. Raises nothing for partitions that
+        are no longer ours: their new owner reads them again."""
+        ...
+
+    def lag(self) -> Mapping[TopicPartition, int]:
+        """Records behind the end of each assigned partition, as last seen; no I/O."""
+        ...
+
+    async def close(self) -> None:
+        """Leave the group."""
+        ...
+
+
+class Publisher(Protocol):
+    async def publish(self, message: Message) -> None:
+        """Returns once the broker has acknowledged the message; raises if it never does."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Fetcher(Protocol):
+    async def fetch(self, url: str, *, etag: str | None = None) -> Fetched | NotModified:
+        """Download ``url``. Raises ``Unexaminable``."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Decoder(Protocol):
+    async def decode(
+        self, body: bytes, sha256: str, spec: PreprocessSpec, plan: FramePlan
+    ) -> Decoded:
+        """Raises ``Unexaminable``."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Store(Protocol):
+    """A tier of the cache: bytes by key, with a time to live in seconds. Failures are misses."""
+
+    async def get(self, keys: Sequence[str]) -> Sequence[bytes | None]: ...
+
+    async def put(self, items: Iterable[tuple[str, bytes, float]]) -> None: ...
+
+    async def delete(self, keys: Sequence[str]) -> None: ...
+
+    async def close(self) -> None: ...
