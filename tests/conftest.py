@@ -1,0 +1,19 @@
+"""Fixtures that more than one kind of test needs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of labelled photos and decoder torture files, which is not in the repository."""
+    folder = Path(os.environ.get("LABELLED_PHOTOS", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no labelled photos at {folder}; set LABELLED_PHOTOS to their folder")
+    return folder
