@@ -1,0 +1,136 @@
+"""Whatever is put comes back bit for bit, and memory stays inside its bound."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Sequence
+from typing import TypeVar
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from worker.cache import EmbeddingCache, UrlCache
+from worker.schema import encode_embedding, parse_embedding
+from worker.stores import ENTRY_OVERHEAD_BYTES, MemoryStore
+from worker.types import Embedding, EmbeddingKey, Float16Rows, ImageFacts, Seen, digest_of
+
+T = TypeVar("T")
+
+DIGESTS = st.binary(min_size=32, max_size=32).map(bytes.hex)
+ROWS = npst.arrays(
+    np.float16,
+    st.tuples(st.integers(1, 8), st.integers(1, 32)),
+    elements=st.floats(width=16, allow_nan=False, allow_infinity=False),
+)
+
+
+@given(rows=ROWS, sha256=DIGESTS, frames=st.data())
+async def test_an_embedding_comes_back_bit_for_bit(
+    rows: Float16Rows, sha256: str, frames: st.DataObject
+) -> None:
+    of_rows = tuple(
+        frames.draw(st.lists(st.integers(0, 99), min_size=len(rows), max_size=len(rows)))
+    )
+    facts = ImageFacts(sha256, "0" * 16, "image/gif", 640, 480, 12_345, 100, of_rows)
+    key = EmbeddingKey(sha256, digest_of("model"), digest_of("plan"))
+    cache = EmbeddingCache(
+        [("memory", MemoryStore())],
+        dimension=rows.shape[1],
+        ttl_seconds=60,
+        encode=encode_embedding,
+        parse=parse_embedding,
+    )
+    await cache.put(Embedding(key, rows, facts))
+    hit = await cache.get(key)
+    assert hit is not None
+    found = hit[0]
+    assert (found.key, found.facts, found.rows.shape) == (key, facts, rows.shape)
+    assert found.rows.tobytes() == rows.tobytes()
+
+
+@given(
+    url=st.text(),
+    sha256=DIGESTS,
+    etag=st.none() | st.text(),
+    now=st.integers(0, 10**11),
+    age=st.integers(-1000, 1000),
+    ttl=st.integers(0, 1000),
+    revalidate=st.integers(0, 1000),
+)
+async def test_what_a_url_served_comes_back_while_it_is_of_use_and_never_else(
+    url: str, sha256: str, etag: str | None, now: int, age: int, ttl: int, revalidate: int
+) -> None:
+    cache = UrlCache(
+        [("memory", MemoryStore())],
+        url_key=b"k" * 32,
+        ttl_seconds=ttl,
+        revalidate_seconds=revalidate,
+        clock=lambda: now,
+    )
+    seen = Seen(sha256, etag, now - age)
+    kept = max(ttl, revalidate) if etag else ttl
+    await cache.put(url, seen)
+    hit = await cache.get(url)
+    assert hit == ((seen, "memory") if ttl > 0 and abs(age) < kept else None)
+    assert cache.fresh(seen) == (abs(age) < ttl)
+    assert hit is None or cache.fresh(seen) or etag
+
+
+class MemoryModel(RuleBasedStateMachine):
+    """``MemoryStore`` against a plain record of the last value put under each key, and its end."""
+
+    MAX_BYTES = 5 * ENTRY_OVERHEAD_BYTES
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.store = MemoryStore(max_bytes=self.MAX_BYTES, clock=lambda: self.now)
+        self.put_last: dict[str, tuple[bytes, float]] = {}
+
+    keys = st.sampled_from("abcdefgh")
+    values = st.integers(0, MAX_BYTES).map(bytes)
+
+    @rule(items=st.lists(st.tuples(keys, values, st.integers(-1, 20)), max_size=4))
+    def put(self, items: Sequence[tuple[str, bytes, int]]) -> None:
+        _finish(self.store.put(items))
+        self.put_last |= {key: (value, self.now + seconds) for key, value, seconds in items}
+
+    @rule(wanted=st.lists(keys))
+    def get(self, wanted: Sequence[str]) -> None:
+        values = _finish(self.store.get(wanted))
+        for key, value in zip(wanted, values, strict=True):
+            if value is not None:
+                expected, ends = self.put_last[key]
+                assert value == expected
+                assert self.now < ends
+
+    @rule(unwanted=st.lists(keys, max_size=2))
+    def delete(self, unwanted: Sequence[str]) -> None:
+        _finish(self.store.delete(unwanted))
+        for key in unwanted:
+            self.put_last.pop(key, None)
+        assert not any(_finish(self.store.get(unwanted)))
+
+    @rule(seconds=st.floats(0, 10))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @invariant()
+    def the_bound_holds(self) -> None:
+        assert 0 <= self.store.size_bytes <= self.MAX_BYTES
+
+
+def _finish(coroutine: Coroutine[object, None, T]) -> T:
+    """The result of a coroutine that never waits, as those of ``MemoryStore`` do not."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    raise AssertionError("it waited")
+
+
+def test_memory_gives_back_only_what_was_put_last_and_never_exceeds_its_bound() -> None:
+    run_state_machine_as_test(MemoryModel)
