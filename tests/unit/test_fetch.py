@@ -1,0 +1,791 @@
+"""Downloads from a real server on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import logging
+import random
+import shutil
+import socket
+import ssl
+import subprocess
+import tracemalloc
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from worker.egress import EgressPolicy
+from worker.errors import ErrorCode, Stage, Unexaminable
+from worker.fetch import HttpFetcher
+from worker.telemetry import REGISTRY
+from worker.types import Fetched, NotModified
+
+LOOPBACK = "127.0.0.1"
+BODY = bytes(range(256)) * 200
+
+
+class Server:
+    """Serves what ``routes`` says: bytes to be written as they are, or a coroutine that writes.
+
+    A path with several answers gives one after the other, the last one for ever. ``seen`` holds
+    the requests as they came in, each with the lines of its head.
+    """
+
+    def __init__(self) -> None:
+        self.routes: dict[str, list[Answer]] = {}
+        self.seen: list[list[str]] = []
+        self.connections = 0
+        self.names: list[str | None] = []  # of TLS connections
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server
+
+    async def start(self, context: ssl.SSLContext | None = None) -> None:
+        self._server = await asyncio.start_server(self._serve, LOOPBACK, 0, ssl=context)
+
+    @property
+    def port(self) -> int:
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    def url(self, path: str = "/", *, host: str = LOOPBACK, scheme: str = "http") -> str:
+        return f"{scheme}://{host}:{self.port}{path}"
+
+    def answer(self, path: str, *answers: Answer) -> str:
+        self.routes[path] = list(answers)
+        return self.url(path)
+
+    async def close(self) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        self.connections += 1
+        with suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            while not writer.is_closing():
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                self.seen.append(head.split("\r\n"))
+                answers = self.routes[head.split(" ")[1].partition("?")[0]]
+                answer = answers.pop(0) if len(answers) > 1 else answers[0]
+                if isinstance(answer, bytes):
+                    writer.write(answer)
+                    await writer.drain()
+                    if b"\r\nConnection: close\r\n" in answer:
+                        break
+                else:
+                    await answer(writer)
+        writer.close()
+
+
+Answer = bytes | Callable[[asyncio.StreamWriter], Awaitable[None]]
+FetcherOf = Callable[..., HttpFetcher]
+
+
+def response(body: bytes = BODY, status: str = "200 OK", **headers: str) -> bytes:
+    """A response with a Content-Length, unless ``headers`` say something else."""
+    headers = {"Content_Length": str(len(body)), **headers}
+    lines = [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode() + body
+
+
+def redirect(location: str, status: str = "302 Found") -> bytes:
+    return response(b"", status, Location=location)
+
+
+def unframed(body: bytes, **headers: str) -> bytes:
+    """A response whose body ends with its connection."""
+    framed = response(b"", **headers, Connection="close")
+    return framed.replace(b"Content-Length: 0\r\n", b"") + body
+
+
+async def hang(writer: asyncio.StreamWriter) -> None:
+    await asyncio.Event().wait()
+
+
+async def hang_in_body(writer: asyncio.StreamWriter) -> None:
+    writer.write(response(BODY[:100], Content_Length="50000"))
+    await asyncio.Event().wait()
+
+
+async def break_off_in_body(writer: asyncio.StreamWriter) -> None:
+    writer.write(response(BODY[:100], Content_Length="50000"))
+    await writer.drain()
+    writer.close()
+
+
+async def break_off(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    server = Server()
+    await server.start()
+    yield server
+    await server.close()
+
+
+@pytest.fixture
+async def fetcher_of() -> AsyncIterator[FetcherOf]:
+    """Builds fetchers that may reach the given servers, and closes them."""
+    built: list[HttpFetcher] = []
+
+    def build(*servers: Server, **settings: Any) -> HttpFetcher:
+        settings = {
+            "egress": EgressPolicy(allow=[f"{LOOPBACK}:{server.port}" for server in servers]),
+            "retry_backoff_seconds": 0.001,
+            **settings,
+        }
+        built.append(HttpFetcher(**settings))
+        return built[-1]
+
+    yield build
+    for fetcher in built:
+        await fetcher.close()
+
+
+@pytest.fixture
+def fetcher(fetcher_of: FetcherOf, server: Server) -> HttpFetcher:
+    return fetcher_of(server)
+
+
+async def body_of(fetcher: HttpFetcher, url: str) -> bytes:
+    fetched = await fetcher.fetch(url)
+    assert isinstance(fetched, Fetched)
+    return fetched.body
+
+
+async def failure_of(fetcher: HttpFetcher, url: str) -> Unexaminable:
+    with pytest.raises(Unexaminable) as caught:
+        await fetcher.fetch(url)
+    assert caught.value.stage is Stage.FETCH
+    return caught.value
+
+
+def count(metric: str) -> float:
+    return REGISTRY.get_sample_value(f"imagewarden_{metric}_total") or 0.0
+
+
+# ---------------------------------------------------------------- bodies
+
+
+async def test_a_body_is_downloaded_with_its_etag(server: Server, fetcher: HttpFetcher) -> None:
+    url = server.answer("/a.jpg", response(ETag='"v1"'))
+    assert await fetcher.fetch(url) == Fetched(BODY, etag='"v1"')
+
+
+async def test_a_body_without_length_ends_with_its_connection(
+    server: Server, fetcher: HttpFetcher
+) -> None:
+    assert await body_of(fetcher, server.answer("/", unframed(BODY))) == BODY
+
+
+async def test_a_chunked_body_is_put_together(server: Server, fetcher: HttpFetcher) -> None:
+    chunked = response(b"", Transfer_Encoding="chunked").replace(b"Content-Length: 0\r\n", b"")
+    url = server.answer("/", chunked + b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
+    assert await body_of(fetcher, url) == b"abcde"
+
+
+async def test_a_body_larger_than_the_receive_buffer_arrives_whole(
+    server: Server, fetcher: HttpFetcher
+) -> None:
+    body = random.Random(1).randbytes(8 * 2**20)
+    assert await body_of(fetcher, server.answer("/", response(body))) == body
+
+
+async def test_html_is_handed_on_whatever_its_type_says(
+    server: Server, fetcher: HttpFetcher
+) -> None:
+    url = server.answer("/a.jpg", response(b"<html>", Content_Type="text/html"))
+    assert await body_of(fetcher, url) == b"<html>"
+
+
+async def test_an_empty_body_is_unexaminable(server: Server, fetcher: HttpFetcher) -> None:
+    failure = await failure_of(fetcher, server.answer("/", response(b"")))
+    assert (failure.code, failure.retryable) == (ErrorCode.EMPTY_BODY, False)
+
+
+async def test_attempts_and_received_bytes_are_counted(
+    server: Server, fetcher: HttpFetcher
+) -> None:
+    attempts, received = count("fetch_attempts"), count("fetched_bytes")
+    await body_of(fetcher, server.answer("/", response(b"", "500 Oops"), response()))
+    assert count("fetch_attempts") - attempts == 2
+    assert count("fetched_bytes") - received == len(BODY)
+
+
+# ---------------------------------------------------------------- caps
+
+
+async def test_a_body_of_exactly_the_cap_is_let_through(
+    server: Server, fetcher_of: FetcherOf
+) -> None:
+    fetcher = fetcher_of(server, max_bytes=len(BODY))
+    assert await body_of(fetcher, server.answer("/", response())) == BODY
+
+
+async def test_a_content_length_over_the_cap_is_refused_before_the_body(
+    server: Server, fetcher_of: FetcherOf
+) -> None:
+    fetcher = fetcher_of(server, max_bytes=1000)
+    received = count("fetched_bytes")
+    failure = await failure_of(fetcher, server.answer("/", hang_in_body))
+    assert (failure.code, failure.retryable) == (ErrorCode.TOO_MANY_BYTES, False)
+    assert count("fetched_bytes") == received
+
+
+async def test_a_body_over_the_cap_without_content_length_is_cut_off(
+    server: Server, fetcher_of: FetcherOf
+) -> None:
+    fetcher = fetcher_of(server, max_bytes=len(BODY) - 1)
+    failure = await failure_of(fetcher, server.answer("/", unframed(BODY)))
+    assert failure.code is ErrorCode.TOO_MANY_BYTES
+
+
+@pytest.mark.parametrize(
+    ("coding", "compress"),
+    [("gzip", gzip.compress), ("GZIP", gzip.compress), ("deflate", zlib.compress)],
+)
+async def test_a_body_compressed_unasked_is_unpacked(
+    server: Server, fetcher: HttpFetcher, coding: str, compress: Callable[[bytes], bytes]
+) -> None:
+    url = server.answer("/", response(compress(BODY), Content_Encoding=coding))
+    assert await body_of(fetcher, url) == BODY
+    assert "Accept-Encoding: identity" in server.seen[0]
+
+
+async def test_a_compressed_bomb_is_not_unpacked(server: Server, fetcher_of: FetcherOf) -> None:
+    fetcher = fetcher_of(server, max_bytes=100_000)
+    bomb = gzip.compress(bytes(50_000_000))
+    assert len(bomb) < 100_000
+    url = server.answer("/", response(bomb, Content_Encoding="gzip"))
+    tracemalloc.start()
+    try:
+        assert (await failure_of(fetcher, url)).code is ErrorCode.TOO_MANY_BYTES
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000  # its peak
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        ("br", b"x"),
+        ("gzip, gzip", gzip.compress(gzip.compress(BODY))),
+        ("gzip", b"not compressed"),
+        ("gzip", gzip.compress(BODY)[:-9]),
+        ("gzip", gzip.compress(BODY) + gzip.compress(BODY)),
+    ],
+    ids=["unknown", "twice", "not at all", "cut off", "more behind the end"],
+)
+async def test_a_body_that_cannot_be_unpacked_whole_is_unexaminable(
+    server: Server, fetcher: HttpFetcher, coding: str, body: bytes
+) -> None:
+    failure = await failure_of(fetcher, server.answer("/", response(body, Content_Encoding=coding)))
+    assert (failure.code, failure.retryable) == (ErrorCode.FETCH_FAILED, False)
+
+
+# ---------------------------------------------------------------- statuses and retries
+
+
+@pytest.mark.parametrize("status", ["404 Not Found", "403 Forbidden", "410 Gone", "451 Law"])
+async def test_a_client_error_is_final(server: Server, fetcher: HttpFetcher, status: str) -> None:
+    failure = await failure_of(fetcher, server.answer("/", response(b"no", status)))
+    assert (failure.code, failure.retryable) == (ErrorCode.HTTP_CLIENT_ERROR, False)
+    assert failure.attempts == len(server.seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (response(b"no", "408 Timeout"), ErrorCode.HTTP_CLIENT_ERROR),
+        (response(b"no", "425 Early"), ErrorCode.HTTP_CLIENT_ERROR),
+        (response(b"no", "429 Slow Down"), ErrorCode.HTTP_CLIENT_ERROR),
+        (response(b"no", "500 Oops"), ErrorCode.HTTP_SERVER_ERROR),
+        (response(b"no", "503 Busy"), ErrorCode.HTTP_SERVER_ERROR),
+        (break_off, ErrorCode.FETCH_FAILED),
+        (break_off_in_body, ErrorCode.FETCH_FAILED),
+        (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", ErrorCode.FETCH_FAILED),
+    ],
+    ids=["408", "425", "429", "500", "503", "breaks off", "breaks off in its body", "not HTTP"],
+)
+class TestTransientFailure:
+    async def test_is_tried_again(
+        self, server: Server, fetcher: HttpFetcher, answer: Answer, code: ErrorCode
+    ) -> None:
+        url = server.answer("/", answer, answer, response())
+        assert await body_of(fetcher, url) == BODY
+        assert len(server.seen) == 3
+
+    async def test_is_retryable_once_all_attempts_are_used(
+        self, server: Server, fetcher: HttpFetcher, answer: Answer, code: ErrorCode
+    ) -> None:
+        failure = await failure_of(fetcher, server.answer("/", answer))
+        assert (failure.code, failure.retryable) == (code, True)
+        assert failure.attempts == len(server.seen) == 3
+
+
+async def test_a_final_failure_after_a_transient_one_says_how_often_it_was_tried(
+    server: Server, fetcher: HttpFetcher
+) -> None:
+    url = server.answer("/", response(b"", "500 Oops"), response(b"", "404 Not Found"))
+    failure = await failure_of(fetcher, url)
+    assert (failure.code, failure.retryable) == (ErrorCode.HTTP_CLIENT_ERROR, False)
+    assert failure.attempts == 2
+
+
+@pytest.mark.parametrize("status", ["206 Partial Content", "304 Not Modified", "302 Found"])
+async def test_an_answer_that_makes_no_sense_is_unexaminable(
+    server: Server, fetcher: HttpFetcher, status: str
+) -> None:
+    failure = await failure_of(fetcher, server.answer("/", response(b"", status)))
+    assert (failure.code, failure.retryable) == (ErrorCode.FETCH_FAILED, False)
+
+
+async def test_a_refused_connection_is_retryable(fetcher_of: FetcherOf) -> None:
+    with socket.socket() as unheard:  # bound, and nobody listens
+        unheard.bind((LOOPBACK, 0))
+        endpoint = f"{LOOPBACK}:{unheard.getsockname()[1]}"
+        fetcher = fetcher_of(egress=EgressPolicy(allow=[endpoint]))
+        failure = await failure_of(fetcher, f"http://{endpoint}/")
+    assert (failure.code, failure.retryable) == (ErrorCode.CONNECT_FAILED, True)
+    assert failure.attempts == 3
+
+
+# ---------------------------------------------------------------- deadline
+
+
+@pytest.mark.parametrize("answer", [hang, hang_in_body], ids=["headers", "body"])
+async def test_an_answer_past_the_deadline_is_a_timeout(
+    server: Server, fetcher_of: FetcherOf, answer: Answer
+) -> None:
+    fetcher = fetcher_of(server, total_timeout_seconds=0.1)
+    failure = await failure_of(fetcher, server.answer("/", answer))
+    assert (failure.code, failure.retryable) == (ErrorCode.FETCH_TIMEOUT, True)
+
+
+async def test_a_body_that_keeps_dripping_is_a_timeout(
+    server: Server, fetcher_of: FetcherOf
+) -> None:
+    async def drip(writer: asyncio.StreamWriter) -> None:
+        writer.write(response(b"", Content_Length="50000"))
+        while True:
+            writer.write(b".")
+            await asyncio.sleep(0.01)
+
+    fetcher = fetcher_of(server, total_timeout_seconds=0.2)
+    failure = await failure_of(fetcher, server.answer("/", drip))
+    assert failure.code is ErrorCode.FETCH_TIMEOUT
+
+
+async def test_no_retry_is_started_that_cannot_begin_before_the_deadline(
+    server: Server, fetcher_of: FetcherOf
+) -> None:
+    fetcher = fetcher_of(server, total_timeout_seconds=5, retry_backoff_seconds=60)
+    failure = await failure_of(fetcher, server.answer("/", response(b"", "503 Busy")))
+    assert (failure.code, failure.attempts) == (ErrorCode.HTTP_SERVER_ERROR, 1)
+    assert failure.retryable
+
+
+async def test_an_error_page_that_never_ends_is_still_that_error(
+    server: Server, fetcher: HttpFetcher
+) -> None:
+    async def not_found(writer: asyncio.StreamWriter) -> None:
+        writer.write(response(b"sor", "404 Not Found", Content_Length="6"))
+        await asyncio.Event().wait()
+
+    failure = await failure_of(fetcher, server.answer("/", not_found))
+    assert failure.code is ErrorCode.HTTP_CLIENT_ERROR
+
+
+# ---------------------------------------------------------------- redirects
+
+
+@pytest.mark.parametrize("status", ["301 a", "302 b", "303 c", "307 d", "308 e"])
+async def test_a_redirect_is_followed(server: Server, fetcher: HttpFetcher, status: str) -> None:
+    server.answer("/b/c.jpg", response())
+    assert await body_of(fetcher, server.answer("/b/a", redirect("c.jpg?x=1", status))) == BODY
+    assert server.seen[-1][0] == "GET /b/c.jpg?x=1 HTTP/1.1"
+
+
+async def test_as_many_redirects_as_allowed_are_followed_and_no_more(
+    server: Server, fetcher: HttpFetcher
+) -> None:
+    for hop in range(4):
+        server.answer(f"/{hop}", redirect(f"/{hop + 1}"))
+    server.answer("/4", response())
+    assert await body_of(fetcher, server.url("/1")) == BODY
+    failure = await failure_of(fetcher, server.url("/0"))
+    assert (failure.code, failure.retryable) == (ErrorCode.TOO_MANY_REDIRECTS, False)
+
+
+async def test_a_redirect_loop_ends(server: Server, fetcher: HttpFetcher) -> None:
+    failure = await failure_of(fetcher, server.answer("/", redirect("/")))
+    assert failure.code is ErrorCode.TOO_MANY_REDIRECTS
+    assert len(server.seen) == 4
+
+
+@pytest.mark.parametrize(
+    ("location", "code"),
+    [
+        ("http://10.0.0.1/", ErrorCode.ADDRESS_FORBIDDEN),
+        ("http://169.254.169.254/latest/meta-data/", ErrorCode.ADDRESS_FORBIDDEN),
+        ("http://127.0.0.1/", ErrorCode.ADDRESS_FORBIDDEN),
+        ("http://localhost/", ErrorCode.ADDRESS_FORBIDDEN),
+        ("//2130706433/", ErrorCode.URL_INVALID),
+        ("file:///etc/passwd", ErrorCode.URL_INVALID),
+        ("http://user:password@127.0.0.1/", ErrorCode.URL_INVALID),
+    ],
+)
+async def test_every_hop_is_judged_anew(
+    server: Server, fetcher: HttpFetcher, location: str, code: ErrorCode
+) -> None:
+    failure = await failure_of(fetcher, server.answer("/", redirect(location)))
+    assert (failure.code, failure.retryable) == (code, False)
+    assert failure.attempts == len(server.seen) == 1
+
+
+# ---------------------------------------------------------------- validators
+
+
+async def test_content_that_has_not_changed_is_not_downloaded(
+    server: Server, fetcher: HttpFetcher
+) -> None:
+    url = server.answer("/", response(b"", "304 Not Modified", ETag='"v1"'))
+    assert await fetcher.fetch(url, etag='"v1"') == NotModified()
+    assert 'If-None-Match: "v1"' in server.seen[0]
+
+
+async def test_content_that_has_changed_is_downloaded(server: Server, fetcher: HttpFetcher) -> None:
+    url = server.answer("/", response(ETag='W/"v2"'))
+    assert await fetcher.fetch(url, etag='"v1"') == Fetched(BODY, etag='W/"v2"')
+
+
+@pytest.mark.parametrize("etag", ["v1", "", '"a" "b"', '"é"', '"' + "x" * 600 + '"'])
+async def test_a_malformed_etag_is_neither_kept_nor_sent(
+    server: Server, fetcher: HttpFetcher, etag: str
+) -> None:
+    url = server.answer("/", response(ETag=etag))
+    assert await fetcher.fetch(url, etag=etag) == Fetched(BODY, etag=None)
+    assert not any(line.startswith("If-None-Match") for line in server.seen[0])
+
+
+async def test_an_etag_cannot_smuggle_a_header(server: Server, fetcher: HttpFetcher) -> None:
+    url = server.answer("/", response())
+    await fetcher.fetch(url, etag='"v1"\r\nEvil: 1')
+    assert not any("Evil" in line for line in server.seen[0])
+
+
+# ---------------------------------------------------------------- connections
+
+
+async def test_a_connection_is_used_again(server: Server, fetcher: HttpFetcher) -> None:
+    server.answer("/missing", response(b"no", "404 Not Found"))
+    server.answer("/moved", redirect("/"))
+    server.answer("/", response())
+    for _ in range(3):
+        await failure_of(fetcher, server.url("/missing"))
+        await body_of(fetcher, server.url("/moved"))
+    assert server.connections == 1
+
+
+async def test_a_connection_that_the_server_closed_is_not_used_again(
+    server: Server, fetcher: HttpFetcher
+) -> None:
+    closed = asyncio.Event()
+
+    async def answer_and_close(writer: asyncio.StreamWriter) -> None:
+        writer.write(response())
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+        closed.set()
+
+    url = server.answer("/", answer_and_close)
+    await body_of(fetcher, url)
+    await closed.wait()
+    attempts = count("fetch_attempts")
+    await body_of(fetcher, url)
+    assert server.connections == 2
+    assert count("fetch_attempts") - attempts == 1
+
+
+async def test_no_more_connections_than_allowed_are_in_use(
+    server: Server, fetcher_of: FetcherOf
+) -> None:
+    server.answer("/", response())
+    fetcher = fetcher_of(server, max_connections=3)
+    await asyncio.gather(*(body_of(fetcher, server.url()) for _ in range(30)))
+    assert server.connections <= 3
+
+
+async def test_cancelled_downloads_leave_every_connection_slot_usable(
+    server: Server, fetcher_of: FetcherOf
+) -> None:
+    slots, arrived, all_arrived = 4, 0, asyncio.Event()
+
+    async def wait_for_the_others(writer: asyncio.StreamWriter) -> None:
+        nonlocal arrived
+        arrived += 1
+        if arrived == slots:
+            all_arrived.set()
+        await all_arrived.wait()
+        writer.write(response())
+
+    async def cancelled_after(seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await fetcher.fetch(server.url("/"))
+
+    fetcher = fetcher_of(server, max_connections=slots)
+    server.answer("/", response(), unframed(BODY), response())
+    server.answer("/together", wait_for_the_others)
+    moments = random.Random(7)
+    for _ in range(60):
+        await asyncio.gather(*(cancelled_after(moments.random() * 0.006) for _ in range(12)))
+    together = [body_of(fetcher, server.url("/together")) for _ in range(slots)]
+    assert await asyncio.gather(*together) == [BODY] * slots
+
+
+# ---------------------------------------------------------------- names and addresses
+
+
+async def test_the_checked_address_is_dialled_while_the_server_sees_the_name(
+    server: Server, fetcher_of: FetcherOf
+) -> None:
+    asked = []
+
+    async def resolve(name: str) -> Sequence[str]:
+        asked.append(name)
+        return [LOOPBACK]
+
+    server.answer("/", response())
+    fetcher = fetcher_of(server, resolver=resolve)
+    # A name that exists nowhere: an answer means that our own backend connected.
+    assert await body_of(fetcher, server.url(host="images.invalid")) == BODY
+    assert asked == ["images.invalid"]
+    assert f"Host: images.invalid:{server.port}" in server.seen[0]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+async def test_a_name_with_a_good_and_a_bad_address_is_refused(
+    server: Server, fetcher_of: FetcherOf, order: int
+) -> None:
+    async def resolve(name: str) -> Sequence[str]:
+        return [LOOPBACK, "10.0.0.1"][::order]
+
+    fetcher = fetcher_of(server, resolver=resolve)
+    failure = await failure_of(fetcher, server.url(host="images.invalid"))
+    assert (failure.code, failure.retryable) == (ErrorCode.ADDRESS_FORBIDDEN, False)
+    assert server.connections == 0
+
+
+async def test_a_name_that_is_rebound_is_refused_at_its_next_connection(
+    server: Server, fetcher_of: FetcherOf
+) -> None:
+    answers = [[LOOPBACK], ["169.254.169.254"]]
+
+    async def resolve(name: str) -> Sequence[str]:
+        return answers.pop(0)
+
+    server.answer("/", response(Connection="close"))
+    fetcher = fetcher_of(server, resolver=resolve)
+    assert await body_of(fetcher, server.url(host="images.invalid")) == BODY
+    failure = await failure_of(fetcher, server.url(host="images.invalid"))
+    assert failure.code is ErrorCode.ADDRESS_FORBIDDEN
+    assert (server.connections, answers) == (1, [])
+
+
+async def test_an_address_nobody_allowed_is_refused_before_anything_is_tried(
+    server: Server, fetcher_of: FetcherOf
+) -> None:
+    attempts = count("fetch_attempts")
+    failure = await failure_of(fetcher_of(), server.url())
+    assert failure.code is ErrorCode.ADDRESS_FORBIDDEN
+    assert server.connections == 0
+    assert count("fetch_attempts") == attempts
+
+
+async def test_proxies_of_the_environment_are_not_used(
+    server: Server, fetcher_of: FetcherOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    server.answer("/", response())
+    assert await body_of(fetcher_of(server), server.url()) == BODY
+
+
+# ---------------------------------------------------------------- what is given away
+
+
+async def test_cookies_are_not_kept(server: Server, fetcher: HttpFetcher) -> None:
+    server.answer("/", redirect("/again", "302 Found"))
+    server.answer("/again", response(Set_Cookie="id=1; Path=/"))
+    await body_of(fetcher, server.url())
+    await body_of(fetcher, server.url())
+    assert not any(line.lower().startswith("cookie") for head in server.seen for line in head)
+
+
+async def test_query_strings_reach_no_log_and_no_message(
+    server: Server, fetcher: HttpFetcher, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    server.answer("/moved", redirect("/missing?s3cret=2"))
+    server.answer("/missing", response(b"", "404 Not Found"))
+    server.answer("/broken", break_off)
+    server.answer("/to-hell", redirect("http://10.0.0.1/?s3cret"))
+    for path in ("/moved", "/missing", "/broken", "/to-hell"):
+        assert "s3cret" not in str(await failure_of(fetcher, server.url(f"{path}?s3cret=1")))
+    assert "s3cret" not in caplog.text
+
+
+# ---------------------------------------------------------------- hostile servers
+
+# Not text at all, or an HTTP head put together from parts that are wrong in their own ways.
+_HEADERS = """
+    Content-Length: 3|Content-Length: -1|Content-Length: 99999999999999999999999
+    Content-Length: 3, 4|Transfer-Encoding: chunked|Transfer-Encoding: gzip
+    Content-Encoding: gzip|Content-Encoding: \xff|Location: http://[|Location: |Location: \xff\xfe
+    Location: //|ETag: \xff|: x|no colon|\x00: \x00|Connection: close|Connection: upgrade
+"""
+_headers = st.sampled_from(
+    [header.strip().encode("latin-1") for header in _HEADERS.replace("\n", "|").split("|")]
+)
+_statuses = st.sampled_from([b"100", b"101", b"200", b"204", b"302", b"304", b"404", b"999", b"x"])
+_answers = st.binary(max_size=60) | st.builds(
+    lambda status, head, body: b"\r\n".join([b"HTTP/1.1 " + status + b" x", *head, b"", body]),
+    _statuses,
+    st.lists(_headers, max_size=4),
+    st.binary(max_size=20) | st.just(b"3\r\nabc\r\n0\r\n\r\n"),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(_answers)
+def test_whatever_a_server_sends_ends_in_a_body_or_unexaminable(answer: bytes) -> None:
+    async def answer_and_close(writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        with suppress(ConnectionError):
+            await writer.drain()
+        writer.close()
+
+    async def run() -> None:
+        server = Server()
+        await server.start()
+        fetcher = HttpFetcher(
+            egress=EgressPolicy(allow=[f"{LOOPBACK}:{server.port}"]),
+            attempts=1,
+            ssl_context=ssl.create_default_context(),
+        )
+        try:
+            with suppress(Unexaminable):
+                fetched = await fetcher.fetch(server.answer("/", answer_and_close))
+                assert isinstance(fetched, Fetched) and fetched.body
+        finally:
+            await fetcher.close()
+            await server.close()
+
+    asyncio.run(run())
+
+
+# ---------------------------------------------------------------- TLS
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certificate and key, in one file, of images.invalid."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl command to make a certificate with")
+    file = tmp_path_factory.mktemp("tls") / "images.invalid.pem"
+    command = "openssl req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2"
+    subject = ["-subj", "/CN=images.invalid", "-addext", "subjectAltName=DNS:images.invalid"]
+    files = ["-keyout", str(file.with_suffix(".key")), "-out", str(file)]
+    subprocess.run([*command.split(), *subject, *files], check=True, capture_output=True)
+    file.write_bytes(file.read_bytes() + file.with_suffix(".key").read_bytes())
+    return file
+
+
+@asynccontextmanager
+async def tls_server(certificate: Path) -> AsyncIterator[Server]:
+    server = Server()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    context.sni_callback = lambda _, name, __: server.names.append(name)
+    await server.start(context)
+    try:
+        yield server
+    finally:
+        await server.close()
+
+
+async def resolve_to_loopback(name: str) -> Sequence[str]:
+    return [LOOPBACK]
+
+
+@pytest.fixture
+def trusting(certificate: Path) -> Iterator[ssl.SSLContext]:
+    return ssl.create_default_context(cafile=str(certificate))
+
+
+async def test_the_certificate_is_checked_against_the_name_not_the_address(
+    certificate: Path, trusting: ssl.SSLContext, fetcher_of: FetcherOf
+) -> None:
+    async with tls_server(certificate) as server:
+        fetcher = fetcher_of(server, resolver=resolve_to_loopback, ssl_context=trusting)
+        server.answer("/", response())
+        url = server.url(host="images.invalid", scheme="https")
+        assert await body_of(fetcher, url) == BODY
+        assert await body_of(fetcher, url) == BODY
+        assert server.names == ["images.invalid"]
+
+
+@pytest.mark.parametrize("host", ["other.invalid", LOOPBACK])
+async def test_another_name_on_the_same_address_gets_a_connection_and_a_check_of_its_own(
+    certificate: Path, trusting: ssl.SSLContext, fetcher_of: FetcherOf, host: str
+) -> None:
+    async with tls_server(certificate) as server:
+        fetcher = fetcher_of(server, resolver=resolve_to_loopback, ssl_context=trusting)
+        server.answer("/", response())
+        await body_of(fetcher, server.url(host="images.invalid", scheme="https"))
+        failure = await failure_of(fetcher, server.url(host=host, scheme="https"))
+        assert (failure.code, failure.retryable) == (ErrorCode.TLS_FAILED, False)
+
+
+async def test_a_certificate_nobody_vouches_for_is_refused(
+    certificate: Path, fetcher_of: FetcherOf
+) -> None:
+    async with tls_server(certificate) as server:
+        fetcher = fetcher_of(server, resolver=resolve_to_loopback)
+        failure = await failure_of(fetcher, server.url(host="images.invalid", scheme="https"))
+        assert (failure.code, failure.retryable) == (ErrorCode.TLS_FAILED, False)
+
+
+async def test_a_server_that_does_not_speak_tls_is_retryable(
+    server: Server, fetcher_of: FetcherOf
+) -> None:
+    async def plain(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    listener = await asyncio.start_server(lambda _, writer: plain(writer), LOOPBACK, 0)
+    port = listener.sockets[0].getsockname()[1]
+    fetcher = fetcher_of(egress=EgressPolicy(allow=[f"{LOOPBACK}:{port}"]))
+    try:
+        failure = await failure_of(fetcher, f"https://{LOOPBACK}:{port}/")
+        assert (failure.code, failure.retryable) == (ErrorCode.TLS_FAILED, True)
+    finally:
+        listener.close()
+        await listener.wait_closed()
