@@ -100,7 +100,7 @@ class Batcher(Generic[T, R]):
             results = await self._process([entry.item for entry in batch])
             if len(results) != len(batch):
                 raise RuntimeError(f"a batch of {len(batch)} gave {len(results)} results")
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - handed to each asker
             for entry in batch:
                 if not entry.answer.done():
                     entry.answer.set_exception(error)

@@ -23,9 +23,13 @@ def set_up_logs(level: str, format: Literal["auto", "console", "json"]) -> None:
     ]
     renderer: structlog.typing.Processor
     if console:
-        renderer = structlog.dev.ConsoleRenderer(pad_event_to=24)
+        renderer = structlog.dev.ConsoleRenderer(
+            pad_event_to=24, exception_formatter=structlog.dev.plain_traceback
+        )
     else:
-        shared.append(structlog.processors.dict_tracebacks)
+        # Without the locals: they hold URLs with their credentials, and whole images
+        transform = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        shared.append(structlog.processors.ExceptionRenderer(transform))
         renderer = structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[
@@ -47,4 +51,5 @@ def set_up_logs(level: str, format: Literal["auto", "console", "json"]) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    logging.getLogger("imagewarden").setLevel(level.upper())
+    logging.captureWarnings(True)
+    logging.getLogger("worker").setLevel(level.upper())

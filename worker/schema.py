@@ -10,31 +10,29 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import sys
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any, Literal
 from uuid import UUID, uuid5
 
-import numpy as np
 from pydantic import (
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
-    EncodedBytes,
-    EncoderProtocol,
     Field,
     JsonValue,
+    PlainSerializer,
     StringConstraints,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
 
 from worker.errors import ErrorCode, Malformed, MalformedReason, Stage
-from worker.types import CacheTier, Embedding, EmbeddingKey, ImageFacts
+from worker.types import CacheTier
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 DEAD_LETTER_HEADER = "imagewarden-dead-letter"
 METADATA_MAX_BYTES = 4096
 
@@ -43,26 +41,27 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
-class _StrictBase64(EncoderProtocol):
-    """pydantic's own passes over characters that are no base64; here they are a mistake."""
-
-    @classmethod
-    def decode(cls, data: bytes) -> bytes:
+def _decoded(value: object) -> object:
+    """In JSON the bytes are base64; pydantic's own passes over characters that are none."""
+    if isinstance(value, str):
         try:
-            return base64.b64decode(data, validate=True)
+            return base64.b64decode(value, validate=True)
         except binascii.Error:
             raise ValueError("not base64") from None
-
-    @classmethod
-    def encode(cls, value: bytes) -> bytes:
-        return base64.b64encode(value)
-
-    @classmethod
-    def get_json_format(cls) -> str:
-        return "base64"
+    return value
 
 
-Base64 = Annotated[bytes, EncodedBytes(encoder=_StrictBase64)]
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+Action = Literal["allow", "review", "block"]
+Base64 = Annotated[
+    bytes,
+    BeforeValidator(_decoded),
+    PlainSerializer(lambda value: base64.b64encode(value).decode(), when_used="json"),
+    WithJsonSchema({"type": "string", "contentEncoding": "base64"}),
+]
 
 #: Namespace of verdict ids; changing it would make every repeat look new.
 _VERDICTS = UUID("6a6c1d3e-9d0c-5b53-9f62-5f1f6f0c9a11")
@@ -72,7 +71,7 @@ class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class _Published(_Message):
+class Published(_Message):
     """What we write; read leniently, so that an older reader takes a newer writer's fields."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -90,20 +89,22 @@ class Request(_Message):
     schema_version: Literal[1]
     request_id: Identifier = Field(description="Unique; repeats of it get equal verdict ids.")
     item_id: Identifier = Field(description="What the image belongs to; key of the verdict.")
-    tenant: Identifier | None = Field(None, description="Whose thresholds apply.")
+    tenant: Identifier | None = Field(default=None, description="Whose thresholds apply.")
     url: Annotated[str, StringConstraints(min_length=1, max_length=8192)] | None = Field(
-        None, description="http or https. Its query string is treated as a credential."
+        default=None, description="http or https. Its query string is treated as a credential."
     )
-    data: Base64 | None = Field(None, description="The image itself in base64, not a URL.")
-    policy: Identifier | None = Field(None, description="Id of a loaded policy; else the first.")
+    data: Base64 | None = Field(default=None, description="The image itself in base64, not a URL.")
+    policy: Identifier | None = Field(
+        default=None, description="Id of a loaded policy; else the first."
+    )
     priority: Literal["high", "normal", "low"] = Field(
-        "normal",
+        default="normal",
         description="For whoever routes requests to topics; a worker takes them as they come.",
     )
     deadline: AwareDatetime | None = Field(
-        None, description="After this the request is not worked on: it gets `undetermined`."
+        default=None, description="After this the request is not worked on: it gets `undetermined`."
     )
-    sha256: Sha256 | None = Field(None, description="What the image must hash to.")
+    sha256: Sha256 | None = Field(default=None, description="What the image must hash to.")
     metadata: dict[str, JsonValue] = Field(
         default_factory=dict,
         description=f"Opaque, at most {METADATA_MAX_BYTES} bytes of JSON; the verdict repeats it.",
@@ -158,7 +159,7 @@ def _malformed(error: ValidationError) -> Malformed:
 # ---------------------------------------------------------------- verdicts
 
 
-class CategoryVerdict(_Published):
+class CategoryVerdict(Published):
     id: str
     parent: str | None
     probability: float
@@ -167,26 +168,26 @@ class CategoryVerdict(_Published):
         description="What the probability was held against: that of the action taken, or, "
         "where the action is allow, the lowest one it stayed under."
     )
-    action: Literal["allow", "review", "block"]
+    action: Action
     loudest_for: str = Field(description="The prompt that spoke loudest for the category.")
     loudest_against: str = Field(description="The contrast that spoke loudest against it.")
     calibrated: bool
 
 
-class PolicyRef(_Published):
+class PolicyRef(Published):
     id: str
     version: int
     digest: Digest
 
 
-class ModelRef(_Published):
+class ModelRef(Published):
     name: str
     weights_digest: Digest
     preprocess_digest: Digest
     precision: str
 
 
-class ImageRef(_Published):
+class ImageRef(Published):
     sha256: Sha256
     perceptual_hash: str
     type: str
@@ -198,7 +199,7 @@ class ImageRef(_Published):
     worst_frame: int = Field(description="Index of the frame that decided.")
 
 
-class ErrorRef(_Published):
+class ErrorRef(Published):
     code: ErrorCode
     stage: Stage
     detail: str
@@ -206,7 +207,7 @@ class ErrorRef(_Published):
     attempts: int
 
 
-class Verdict(_Published):
+class Verdict(Published):
     """What was decided on one request.
 
     ``decision`` is ``undetermined`` where the image could not be examined; ``action`` is then
@@ -222,16 +223,18 @@ class Verdict(_Published):
     tenant: str | None
     status: Literal["ok", "error"]
     decision: Literal["allow", "review", "block", "undetermined"]
-    action: Literal["allow", "review", "block"]
-    categories: tuple[CategoryVerdict, ...]
+    action: Action
+    categories: tuple[CategoryVerdict, ...] = ()
     shadow: tuple[CategoryVerdict, ...] = Field(
-        description="What categories on trial would have said; no part of the decision."
+        default=(), description="What categories on trial would have said; no part of the decision."
     )
     policy: PolicyRef
     model: ModelRef
-    image: ImageRef | None
-    cache: CacheTier = Field(description="Where the embedding came from; none: it was computed.")
-    error: ErrorRef | None
+    image: ImageRef | None = None
+    cache: CacheTier = Field(
+        default="none", description="Where the embedding came from; none: it was computed."
+    )
+    error: ErrorRef | None = None
     timings_ms: dict[str, float]
     metadata: dict[str, Any]
     worker: str
@@ -261,13 +264,13 @@ def verdict_id(
 # ---------------------------------------------------------------- dead letters
 
 
-class Coordinates(_Published):
+class Coordinates(Published):
     topic: str
     partition: int
     offset: int
 
 
-class DeadLetter(_Published):
+class DeadLetter(Published):
     """Why a record was not taken, as JSON in the header ``imagewarden-dead-letter``.
 
     The dead letter's key, value and other headers are the record's own, byte for byte, so that
@@ -286,106 +289,3 @@ class DeadLetter(_Published):
     value_included: bool
     worker: str
     produced_at: datetime
-
-
-# ---------------------------------------------------------------- embeddings
-
-
-class EmbeddingFacts(_Published):
-    perceptual_hash: str
-    media_type: str
-    width: int
-    height: int
-    bytes: int
-    frames: int
-    rows: tuple[int, ...] = Field(description="For each row the frame it was taken from.")
-
-
-class EmbeddingMessage(_Published):
-    """An image's embedding as it is published and cached: little-endian float16 in base64."""
-
-    schema_version: Literal[1] = SCHEMA_VERSION
-    sha256: Sha256
-    model_digest: Digest
-    plan_digest: Digest
-    dimension: int = Field(gt=0)
-    values: str = Field(description="[rows, dimension] float16, little-endian, base64.")
-    facts: EmbeddingFacts
-
-
-_FLOAT16 = np.dtype("<f2")
-
-
-def encode_embedding(embedding: Embedding) -> bytes:
-    facts = embedding.facts
-    return (
-        EmbeddingMessage(
-            sha256=embedding.key.sha256,
-            model_digest=embedding.key.model,
-            plan_digest=embedding.key.plan,
-            dimension=embedding.rows.shape[1],
-            values=base64.b64encode(embedding.rows.astype(_FLOAT16).tobytes()).decode(),
-            facts=EmbeddingFacts(
-                perceptual_hash=facts.perceptual_hash,
-                media_type=facts.media_type,
-                width=facts.width,
-                height=facts.height,
-                bytes=facts.bytes,
-                frames=facts.frames,
-                rows=facts.rows,
-            ),
-        )
-        .model_dump_json()
-        .encode()
-    )
-
-
-def parse_embedding(value: bytes) -> Embedding:
-    """Raises ``ValueError`` for bytes that are not a whole, finite embedding."""
-    message = EmbeddingMessage.model_validate_json(value)
-    flat = np.frombuffer(base64.b64decode(message.values, validate=True), dtype=_FLOAT16)
-    rows = flat.reshape(len(message.facts.rows), message.dimension).astype(np.float16)
-    if not np.isfinite(rows).all():
-        raise ValueError("the embedding is not finite")
-    return Embedding(
-        key=EmbeddingKey(message.sha256, message.model_digest, message.plan_digest),
-        rows=rows,
-        facts=ImageFacts(sha256=message.sha256, **message.facts.model_dump()),
-    )
-
-
-# ---------------------------------------------------------------- JSON Schemas
-
-MESSAGES: dict[str, type[BaseModel]] = {
-    "request": Request,
-    "verdict": Verdict,
-    "dead-letter": DeadLetter,
-    "embedding": EmbeddingMessage,
-}
-
-
-def json_schema(name: str) -> str:
-    """The JSON Schema of one of ``MESSAGES``, as the file under ``deploy/schemas`` holds it."""
-    model = MESSAGES[name]
-    mode: Literal["validation", "serialization"] = (
-        "validation" if name == "request" else "serialization"
-    )
-    schema = {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **model.model_json_schema(mode=mode),
-    }
-    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
-
-
-def export_schemas(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in MESSAGES:
-        (folder / f"{name}.schema.json").write_text(json_schema(name))
-
-
-def now() -> datetime:
-    return datetime.now(UTC)
-
-
-if __name__ == "__main__":
-    export_schemas(Path(sys.argv[1]))

@@ -65,6 +65,8 @@ class KafkaSettings(_Section):
     session_timeout_seconds: PositiveFloat = 30.0
     #: The largest request taken; larger ones are dead letters. Brokers default to 1 MiB.
     request_max_bytes: PositiveInt = 1_000_000
+    #: The largest message the topics take: a dead letter is a request and the reason.
+    message_max_bytes: PositiveInt = 2**20
     commit_interval_seconds: PositiveFloat = 0.5
 
 

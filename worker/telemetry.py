@@ -184,7 +184,8 @@ class Endpoints:
         def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
             path = environ.get("PATH_INFO", "")
             if path == "/metrics":
-                return metrics(environ, start_response)
+                rendered: Iterable[bytes] = metrics(environ, start_response)
+                return rendered
             if (probe := probes.get(path)) is None:
                 start_response("404 Not Found", [("Content-Type", "text/plain")])
                 return [b"try /metrics, /livez or /readyz\n"]

@@ -118,6 +118,11 @@ class Encoder(Protocol):
     @property
     def info(self) -> ModelInfo: ...
 
+    @property
+    def preferred_batch(self) -> int:
+        """Rows in a batch that this device runs fastest with."""
+        ...
+
     def encode_images(self, pixels: Pixels) -> Float32Rows:
         """[n, height, width, 3] uint8 to [n, dimension], rows of length one; n may be 0."""
         ...
@@ -259,9 +264,14 @@ class Source(Protocol):
         ...
 
 
+class TooLarge(Exception):
+    """The broker takes no message of this size."""
+
+
 class Publisher(Protocol):
     async def publish(self, message: Message) -> None:
-        """Returns once the broker has acknowledged the message; raises if it never does."""
+        """Returns once the broker has acknowledged the message; raises if it never does, and
+        ``TooLarge`` if it is larger than it will ever take."""
         ...
 
     async def close(self) -> None: ...

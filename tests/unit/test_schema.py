@@ -8,16 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from worker.embedding_format import encode_embedding, parse_embedding
 from worker.errors import Malformed, MalformedReason
-from worker.schema import (
-    METADATA_MAX_BYTES,
-    MESSAGES,
-    encode_embedding,
-    json_schema,
-    parse_embedding,
-    parse_request,
-    verdict_id,
-)
+from worker.json_schemas import MESSAGES, json_schema
+from worker.schema import METADATA_MAX_BYTES, parse_request, verdict_id
 from worker.types import Embedding, EmbeddingKey, ImageFacts
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "deploy" / "schemas"
