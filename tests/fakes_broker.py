@@ -1,0 +1,143 @@
+"""An in-memory broker: what source and publisher do, without a network or a clock of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from worker.rebalance import Drain, Forget
+from worker.types import Message, Record, TooLarge, TopicPartition
+
+_POLL_SECONDS = 0.005
+
+
+@dataclass
+class FakeBroker:
+    """Topics, and what groups committed. ``max_message_bytes`` is what a topic takes."""
+
+    max_message_bytes: int = 1024 * 1024
+    logs: dict[TopicPartition, list[Record]] = field(default_factory=dict)
+    ends: dict[TopicPartition, int] = field(default_factory=dict)
+    committed: defaultdict[str, dict[TopicPartition, int]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+    members: defaultdict[str, list[FakeSource]] = field(default_factory=lambda: defaultdict(list))
+
+    def create(self, topic: str, partitions: int = 1) -> None:
+        for number in range(partitions):
+            self.logs[TopicPartition(topic, number)] = []
+            self.ends[TopicPartition(topic, number)] = 0
+
+    def partitions_of(self, topics: Collection[str]) -> list[TopicPartition]:
+        return [each for each in self.logs if each.topic in topics]
+
+    def append(self, message: Message) -> Record:
+        """To the partition of its key."""
+        if message.value is not None and len(message.value) > self.max_message_bytes:
+            raise TooLarge(f"{len(message.value)} bytes for the topic {message.topic}")
+        partitions = self.partitions_of([message.topic])
+        partition = partitions[zlib.crc32(message.key or b"") % len(partitions)]
+        record = Record(
+            topic=message.topic,
+            partition=partition.partition,
+            offset=self.ends[partition],
+            key=message.key,
+            value=message.value,
+            headers=message.headers,
+        )
+        self.logs[partition].append(record)
+        self.ends[partition] += 1
+        return record
+
+    def leave_gap(self, partition: TopicPartition, offsets: int) -> None:
+        """Offsets that no record has, as after compaction or a transaction's marker."""
+        self.ends[partition] += offsets
+
+    def records(self, topic: str) -> list[Record]:
+        return [record for each in self.partitions_of([topic]) for record in self.logs[each]]
+
+
+class FakeSource:
+    """``types.Source``. The first member of a group gets every partition; rebalances are made by
+    hand, with ``assign``, ``revoke`` and ``lose``."""
+
+    def __init__(self, broker: FakeBroker, *, topics: Collection[str], group: str) -> None:
+        self.broker = broker
+        self._topics = topics
+        self._group = group
+        self._positions: dict[TopicPartition, int] = {}
+
+    async def start(self, *, drain: Drain, forget: Forget) -> None:
+        self._drain = drain
+        self._forget = forget
+        members = self.broker.members[self._group]
+        taken = {partition for member in members for partition in member._positions}
+        members.append(self)
+        self.assign(set(self.broker.partitions_of(self._topics)) - taken)
+
+    async def poll(self, room: int) -> Sequence[Record]:
+        await asyncio.sleep(0)
+        records: list[Record] = []
+        for partition, position in self._positions.items():
+            ahead = [r for r in self.broker.logs[partition] if r.offset >= position]
+            # objects of our own: what was polled before a rebalance is not what is polled after it
+            taken = [replace(record) for record in ahead[: room - len(records)]]
+            if taken:
+                self._positions[partition] = taken[-1].offset + 1
+            records += taken
+        if not records:
+            await asyncio.sleep(_POLL_SECONDS)
+        return records
+
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        await asyncio.sleep(0)
+        self._commit({tp: offset for tp, offset in offsets.items() if tp in self._positions})
+
+    def lag(self) -> Mapping[TopicPartition, int]:
+        return {each: self.broker.ends[each] - at for each, at in self._positions.items()}
+
+    async def close(self) -> None:
+        if self in self.broker.members[self._group]:
+            await self.revoke(list(self._positions))
+            self.broker.members[self._group].remove(self)
+
+    def assign(self, partitions: Iterable[TopicPartition]) -> None:
+        committed = self.broker.committed[self._group]
+        self._positions |= {each: committed.get(each, 0) for each in partitions}
+
+    async def revoke(self, partitions: Collection[TopicPartition]) -> None:
+        """Announced, so what is in flight may finish and be committed."""
+        self._commit(await self._drain(partitions))
+        await self.lose(partitions)
+
+    async def lose(self, partitions: Collection[TopicPartition]) -> None:
+        """Found out afterwards: the member was thrown out of the group."""
+        for each in partitions:
+            del self._positions[each]
+        self._forget(partitions)
+
+    def _commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        self.broker.committed[self._group].update(offsets)
+
+
+class FakePublisher:
+    """``types.Publisher``. While ``acknowledging`` is not set, no message is acknowledged."""
+
+    def __init__(self, broker: FakeBroker) -> None:
+        self.broker = broker
+        self.acknowledging = asyncio.Event()
+        self.acknowledging.set()
+
+    async def start(self) -> None:
+        pass
+
+    async def publish(self, message: Message) -> None:
+        await asyncio.sleep(0)
+        self.broker.append(message)
+        await self.acknowledging.wait()
+
+    async def close(self) -> None:
+        pass

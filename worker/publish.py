@@ -1,0 +1,131 @@
+"""Publishes: verdicts, embeddings and dead letters; waits until the broker has them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import structlog
+from kafka import KafkaProducer
+from kafka.errors import (
+    KafkaError,
+    KafkaTimeoutError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+)
+
+from worker.broker import Options, open_client, resolved, servers, until_reachable
+from worker.types import Message, TooLarge
+
+log = structlog.get_logger(__name__)
+
+
+class Undelivered(Exception):
+    """The broker did not take the message, and whether it has it is not known."""
+
+
+class KafkaPublisher:
+    """``types.Publisher`` for messages that all in-sync replicas must have. Those of one key keep
+    their order; a message whose acknowledgement got lost is published twice.
+
+    ``linger_seconds`` is how long a message waits for others to share its request with;
+    ``compression`` one of kafka-python's codecs: gzip needs no library, takes JSON down to a
+    quarter, and where checksums are computed in Python it even saves time. ``max_message_bytes``
+    should be what the topics take (``max.message.bytes``).
+    """
+
+    def __init__(
+        self,
+        *,
+        bootstrap: str | Sequence[str],
+        client_id: str,
+        max_message_bytes: int = 1024 * 1024,
+        linger_seconds: float = 0.005,
+        compression: str | None = "gzip",
+        delivery_timeout_seconds: float = 120.0,
+        close_timeout_seconds: float = 10.0,
+        options: Options | None = None,
+    ) -> None:
+        self._bootstrap = servers(bootstrap)
+        self._delivery_timeout_seconds = delivery_timeout_seconds
+        self._close_timeout_seconds = close_timeout_seconds
+        self._settings: dict[str, Any] = {
+            "bootstrap_servers": self._bootstrap,
+            "client_id": client_id,
+            "acks": "all",
+            # kafka-python's idempotent producer is finished for good once a broker refuses one
+            # message for its size; what a lost acknowledgement repeats, consumers drop by id
+            "enable_idempotence": False,
+            "max_in_flight_requests_per_connection": 1,  # keeps the order when one is repeated
+            "max_request_size": max_message_bytes,
+            "linger_ms": int(linger_seconds * 1000),
+            "compression_type": compression,
+            "delivery_timeout_ms": int(delivery_timeout_seconds * 1000),
+            # a quarter, so that a request which got lost is sent again before time is up
+            "request_timeout_ms": min(30_000, int(delivery_timeout_seconds * 250)),
+            "max_block_ms": int(delivery_timeout_seconds * 1000),
+            "metrics_enabled": False,
+            **(options or {}),
+        }
+        # send() blocks for as long as a topic's metadata is unknown; never the event loop
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka-producer")
+        self._producer: Any = None
+
+    async def start(self) -> None:
+        """Connect, waiting for the broker as long as it takes.
+
+        Raises ``Misconfigured`` when kafka-python refuses its settings.
+        """
+        await until_reachable(
+            lambda: self._call(self._open), client="producer", bootstrap=self._bootstrap
+        )
+
+    async def publish(self, message: Message) -> None:
+        """See ``types.Publisher``. Raises ``TooLarge`` or ``Undelivered``."""
+        send = partial(
+            self._producer.send,
+            message.topic,
+            value=message.value,
+            key=message.key,
+            headers=list(message.headers),
+        )
+        try:
+            await resolved(await self._call(send))
+        except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
+            raise TooLarge(
+                f"a message of {len(message.value or b'')} bytes is too large for the topic "
+                f"{message.topic}: {error}"
+            ) from error
+        except KafkaError as error:
+            raise Undelivered(
+                f"no acknowledgement for a message to the topic {message.topic} from "
+                f"{self._bootstrap}, after trying for up to {self._delivery_timeout_seconds:.0f} s "
+                f"({error!r}); check that the broker is up and the topic exists"
+            ) from error
+
+    async def close(self) -> None:
+        """Sends what is still waiting, within ``close_timeout_seconds``; then gives up: what is
+        waiting is ``Undelivered``."""
+        await self._call(self._close)
+        self._thread.shutdown()
+
+    async def _call(self, function: Any, *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+
+    def _open(self) -> None:
+        # kept here and not by the caller, who may have been cancelled by now, so that it is closed
+        self._producer, _ = open_client(KafkaProducer, **self._settings)
+
+    def _close(self) -> None:
+        if self._producer is None:
+            return
+        try:
+            self._producer.close(timeout=self._close_timeout_seconds)
+        except KafkaTimeoutError:  # raised before its close() came to stop the sender
+            log.warning("unsent_messages_given_up", bootstrap=self._bootstrap)
+            self._producer._sender.force_close()
+            self._producer._sender.join()
+            self._producer.close(timeout=0)

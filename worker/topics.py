@@ -1,0 +1,201 @@
+"""Topics for command-line tools: created where missing, read from end to end, or followed.
+
+Readers belong to no group: they commit nothing, and disturb nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from kafka import KafkaAdminClient, KafkaConsumer
+from kafka import TopicPartition as KafkaTopicPartition
+from kafka.errors import KafkaTimeoutError, TopicAlreadyExistsError
+
+from worker.broker import Options, open_client, record_of, servers
+from worker.errors import Misconfigured
+from worker.types import Record, TopicPartition
+
+T = TypeVar("T")
+
+_POLL_SECONDS = 0.1
+
+
+class NoSuchTopic(Misconfigured):
+    """The topic does not exist, and reading does not create it."""
+
+
+async def ensure_topics(
+    bootstrap: str | Sequence[str],
+    partitions: Mapping[str, int],
+    *,
+    replication: int = 1,
+    options: Options | None = None,
+) -> None:
+    """Create those topics that are missing, with so many partitions; leave the others alone.
+
+    Raises ``ConnectionError`` when no broker answers.
+    """
+
+    def create() -> None:
+        admin, _ = _open(KafkaAdminClient, bootstrap_servers=servers(bootstrap), **(options or {}))
+        try:
+            for topic in sorted(partitions.keys() - set(admin.list_topics())):
+                wanted = {"num_partitions": partitions[topic], "replication_factor": replication}
+                try:
+                    admin.create_topics({topic: wanted}, wait_for_metadata=True)
+                except TopicAlreadyExistsError:  # somebody else was faster
+                    continue
+        finally:
+            admin.close()
+
+    await asyncio.to_thread(create)
+
+
+class TopicReader:
+    """Reads all partitions of one topic, as ``async with TopicReader(...) as reader``.
+
+    Entering raises ``ConnectionError`` when no broker answers, ``NoSuchTopic``, or
+    ``Misconfigured``. Where a topic ends is taken from the answers to fetches: brokers in front
+    of which the listing of end offsets is wrong are right about it there.
+    """
+
+    def __init__(
+        self,
+        *,
+        bootstrap: str | Sequence[str],
+        topic: str,
+        client_id: str,
+        options: Options | None = None,
+    ) -> None:
+        self._topic = topic
+        self._settings: dict[str, Any] = {
+            "bootstrap_servers": servers(bootstrap),
+            "client_id": client_id,
+            "group_id": None,
+            "enable_auto_commit": False,
+            "auto_offset_reset": "earliest",
+            "fetch_max_wait_ms": int(_POLL_SECONDS * 1000),  # an empty partition tells its end then
+            # within a session, a partition with no news would not tell its end again
+            "enable_incremental_fetch_sessions": False,
+            "metrics_enabled": False,
+            **(options or {}),
+        }
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka-reader")
+        self._consumer: Any = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._call(self._connect)
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._close()
+
+    async def read_all(self, *, idle_seconds: float = 10.0) -> AsyncIterator[Record]:
+        """From the beginning to the end as it is when the reading begins.
+
+        Raises ``ConnectionError`` when nothing comes for ``idle_seconds`` before that end.
+        """
+        await self._call(self._start_over)
+        ends: dict[TopicPartition, int] = {}
+        heard = time.monotonic()
+        while not await self._call(self._reached, ends):
+            records = await self._call(self._poll)
+            now = time.monotonic()
+            if records:
+                heard = now
+            elif now - heard > idle_seconds:
+                raise ConnectionError(
+                    f"the topic {self._topic} gave nothing for {idle_seconds:g} s before its end; "
+                    "check the brokers, and read it again"
+                )
+            # as first seen: a topic that is written to meanwhile would never end
+            ends = await self._call(self._ends) | ends
+            for record in records:
+                if record.offset < ends[record.topic_partition]:
+                    yield record
+
+    async def follow(self) -> AsyncIterator[Record]:
+        """What is published after this returned, as it comes, without end."""
+        await self._call(self._start_over)
+        while not await self._call(self._seek_to_end):
+            await self._call(self._poll)
+
+        async def records() -> AsyncIterator[Record]:
+            while True:
+                for record in await self._call(self._poll):
+                    yield record
+
+        return records()
+
+    async def _close(self) -> None:
+        if self._consumer is not None:
+            await self._call(self._consumer.close)
+        self._thread.shutdown()
+
+    async def _call(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+
+    # ------------------------------------------------------------ on the consumer's thread
+
+    def _connect(self) -> None:
+        self._consumer, _ = _open(KafkaConsumer, **self._settings)
+        if not self._consumer.partitions_for_topic(self._topic):
+            raise NoSuchTopic(
+                f"there is no topic {self._topic} at {self._settings['bootstrap_servers']}; "
+                "create it, or correct its name in the settings"
+            )
+
+    def _start_over(self) -> None:
+        """At the beginning, with nothing known of where the partitions end."""
+        self._consumer.unsubscribe()
+        numbers = self._consumer.partitions_for_topic(self._topic)
+        self._consumer.assign([KafkaTopicPartition(self._topic, number) for number in numbers])
+
+    def _seek_to_end(self) -> bool:
+        """False while the end of some partition is not known."""
+        ends = self._ends()
+        if ends.keys() != self._consumer.assignment():
+            return False
+        for partition, end in ends.items():
+            self._consumer.seek(KafkaTopicPartition(*partition), end)
+        return True
+
+    def _poll(self) -> list[Record]:
+        polled = self._consumer.poll(timeout_ms=int(_POLL_SECONDS * 1000))
+        return [record_of(read) for of_partition in polled.values() for read in of_partition]
+
+    def _ends(self) -> dict[TopicPartition, int]:
+        """The end of each partition that has answered a fetch."""
+        ends = {each: self._consumer.highwater(each) for each in self._consumer.assignment()}
+        return {TopicPartition(*each): end for each, end in ends.items() if end is not None}
+
+    def _reached(self, ends: Mapping[TopicPartition, int]) -> bool:
+        """Whether the position, which passes over what was compacted away, is at the end."""
+        return ends.keys() == self._consumer.assignment() and all(
+            self._consumer.position(KafkaTopicPartition(*partition)) >= end
+            for partition, end in ends.items()
+        )
+
+
+def _open(kind: Callable[..., Any], **settings: object) -> Any:
+    try:
+        return open_client(kind, **settings)
+    except KafkaTimeoutError as error:
+        raise ConnectionError(
+            f"no Kafka broker answers at {settings['bootstrap_servers']}; check the address, "
+            "and that the broker is up"
+        ) from error
