@@ -1,0 +1,341 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests.fakes import FakeEncoder
+from tests.policy_factory import category, policy_bytes
+from worker import telemetry
+from worker.errors import Misconfigured
+from worker.policy_yaml import InvalidPolicy
+from worker.reload import PolicyStore
+from worker.types import Float32Rows
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "policy.yaml"
+
+
+def write(path: Path, *categories: dict[str, Any], **keys: Any) -> None:
+    replace(path, policy_bytes(*(categories or [category()]), **keys))
+
+
+def replace(path: Path, content: bytes) -> None:
+    """As editors do: a new file, moved over the old one."""
+    new = path.with_suffix(".new")
+    new.write_bytes(content)
+    new.replace(path)
+
+
+def overwrite_unnoticeably(path: Path, content: bytes) -> None:
+    """In place, with the size and the time that the file has."""
+    old = path.stat()
+    assert len(content) == old.st_size
+    path.write_bytes(content)
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+
+
+def store_of(*paths: Path, encoder: FakeEncoder | None = None, **options: Any) -> PolicyStore:
+    return PolicyStore(paths, encoder or FakeEncoder(), interval_seconds=0.01, **options)
+
+
+@asynccontextmanager
+async def watched(*paths: Path, **options: Any) -> AsyncIterator[PolicyStore]:
+    """A store that is loaded and applies edits."""
+    store = store_of(*paths, **options)
+    await store.load_all()
+    task = asyncio.create_task(store.watch())
+    try:
+        yield store
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+async def until_version(version: int, store: PolicyStore, policy_id: str | None = None) -> None:
+    await until(lambda: store.current(policy_id).policy.version == version)
+
+
+def metric(name: str, **labels: str) -> float:
+    return telemetry.REGISTRY.get_sample_value(f"imagewarden_{name}", labels) or 0.0
+
+
+def reloads(policy: str, outcome: str) -> float:
+    return metric("policy_reloads_total", policy=policy, outcome=outcome)
+
+
+def versions_told(policy: str) -> list[str]:
+    return [
+        sample.labels["version"]
+        for family in telemetry.POLICY_INFO.collect()
+        for sample in family.samples
+        if sample.labels["policy"] == policy
+    ]
+
+
+# ---------------------------------------------------------------- at start
+
+
+async def test_a_request_that_names_no_policy_gets_the_first_file(tmp_path: Path) -> None:
+    first, second = tmp_path / "z.yaml", tmp_path / "a.yaml"
+    write(first, id="first")
+    write(second, id="second")
+    store = store_of(first, second)
+    await store.load_all()
+
+    assert store.current().policy.id == store.current(None).policy.id == "first"
+    assert store.current("second").policy.id == "second"
+    with pytest.raises(KeyError):
+        store.current("third")
+
+
+async def test_a_broken_file_at_start_is_raised(path: Path) -> None:
+    write(path, category(prompts=[]))
+    with pytest.raises(InvalidPolicy, match=r"policy\.yaml:1:\d+: `prompts` is an empty list"):
+        await store_of(path).load_all()
+
+
+async def test_a_policy_for_another_model_at_start_is_raised(path: Path) -> None:
+    write(path, model="another")
+    with pytest.raises(Misconfigured, match="written for the model 'another'"):
+        await store_of(path).load_all()
+
+
+async def test_two_files_with_one_id_at_start_are_raised(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", id="same")
+    write(tmp_path / "b.yaml", id="same")
+    with pytest.raises(Misconfigured, match=r"b\.yaml: another file has the id 'same'"):
+        await store_of(tmp_path / "a.yaml", tmp_path / "b.yaml").load_all()
+
+
+async def test_no_file_at_start_is_raised() -> None:
+    with pytest.raises(Misconfigured, match="no policy file"):
+        await store_of().load_all()
+
+
+# ---------------------------------------------------------------- edits
+
+
+async def test_an_edit_takes_effect_while_running(path: Path) -> None:
+    write(path, id="edited", version=1)
+    before = reloads("edited", "applied")
+    async with watched(path) as store:
+        assert versions_told("edited") == ["1"]
+        write(path, category(review=0.7), id="edited", version=2)
+        await until_version(2, store)
+
+        assert store.current("edited").policy.categories[0].thresholds.review == 0.7
+        assert reloads("edited", "applied") == before + 1
+        assert versions_told("edited") == ["2"]
+
+
+async def test_an_edit_embeds_only_the_texts_that_are_new_and_few_a_call(path: Path) -> None:
+    write(path)
+    encoder = FakeEncoder()
+    async with watched(path, encoder=encoder) as store:
+        encoder.texts.clear()
+        new = [f"new prompt {number}" for number in range(20)]
+        write(path, category(prompts=["red", *new]), version=2)
+        await until_version(2, store)
+
+        assert sorted(text for call in encoder.texts for text in call) == sorted(new)
+        assert [len(call) for call in encoder.texts] == [16, 4]
+
+
+async def test_an_edit_of_thresholds_embeds_nothing(path: Path) -> None:
+    write(path)
+    encoder = FakeEncoder()
+    async with watched(path, encoder=encoder) as store:
+        encoder.texts.clear()
+        write(path, category(review=0.6), version=2)
+        await until_version(2, store)
+
+        assert encoder.texts == []
+
+
+async def test_a_symlink_that_is_swapped_is_an_edit(tmp_path: Path) -> None:
+    for version in (1, 2):
+        folder = tmp_path / f"..version-{version}"
+        folder.mkdir()
+        write(folder / "policy.yaml", version=version)
+    data = tmp_path / "..data"
+    data.symlink_to("..version-1")
+    mounted = tmp_path / "policy.yaml"
+    mounted.symlink_to("..data/policy.yaml")
+    async with watched(mounted) as store:
+        swapped = tmp_path / "..data_tmp"
+        swapped.symlink_to("..version-2")
+        swapped.replace(data)
+        await until_version(2, store)
+
+
+async def test_an_edit_in_place_of_equal_size_and_time_is_seen(path: Path) -> None:
+    write(path, version=1)
+    async with watched(path) as store:
+        overwrite_unnoticeably(path, policy_bytes(category(), version=2))
+        await until_version(2, store)
+
+
+async def test_each_of_several_files_is_watched(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    write(first, id="a")
+    write(second, id="b")
+    async with watched(first, second) as store:
+        write(second, id="b", version=2)
+        await until_version(2, store, "b")
+        assert store.current("a").policy.version == 1
+        assert store.current().policy.id == "a"
+
+
+async def test_images_are_decided_on_while_an_edit_is_being_embedded(path: Path) -> None:
+    class Gated(FakeEncoder):
+        open = threading.Event()
+        entered = threading.Event()
+
+        def encode_texts(self, texts: Sequence[str]) -> Float32Rows:
+            if "slow" in texts:
+                self.entered.set()
+                assert self.open.wait(30)
+            return super().encode_texts(texts)
+
+    write(path)
+    encoder = Gated()
+    async with watched(path, encoder=encoder) as store:
+        write(path, category(prompts=["slow"]), version=2)
+        try:
+            await until(encoder.entered.is_set)
+            assert store.current().policy.version == 1
+        finally:
+            encoder.open.set()
+        await until_version(2, store)
+
+
+# ---------------------------------------------------------------- refused edits
+
+
+@pytest.mark.parametrize(
+    ("categories", "keys", "problem"),
+    [
+        ([category(prompts=[])], {}, "`prompts` is an empty list"),
+        ([category()], {"id": "renamed"}, "the id was 'refused' and is now 'renamed'"),
+        ([category()], {"model": "another"}, "written for the model 'another'"),
+    ],
+    ids=["invalid", "renamed", "another model"],
+)
+async def test_a_refused_edit_is_told_once_and_the_last_good_policy_stays(
+    path: Path, categories: list[dict[str, Any]], keys: dict[str, Any], problem: str
+) -> None:
+    write(path, id="refused")
+    before = reloads("refused", "refused")
+    with capture_logs() as logs:
+        async with watched(path) as store:
+            good = store.current()
+            write(path, *categories, version=2, **{"id": "refused", **keys})
+            await until(lambda: metric("policy_stale", policy="refused") == 1)
+            assert store.current() is good
+
+            write(path, category(review=0.8), id="refused", version=3)
+            await until_version(3, store)
+
+    assert metric("policy_stale", policy="refused") == 0
+    assert reloads("refused", "refused") == before + 1
+    (told,) = [line for line in logs if line["event"] == "policy_refused"]
+    assert told["log_level"] == "error"
+    assert problem in told["problems"][0]
+
+
+async def test_a_refused_edit_is_not_loaded_again_and_again(tmp_path: Path) -> None:
+    broken, other = tmp_path / "broken.yaml", tmp_path / "other.yaml"
+    write(broken, id="broken")
+    write(other, id="other")
+    before = reloads("broken", "refused")
+    async with watched(broken, other) as store:
+        replace(broken, b"not: a policy")
+        await until(lambda: metric("policy_stale", policy="broken") == 1)
+        for version in (2, 3, 4):  # each seen in a later round than the one before
+            write(other, id="other", version=version)
+            await until_version(version, store, "other")
+
+        assert reloads("broken", "refused") == before + 1
+
+
+async def test_a_refused_edit_that_is_taken_back_is_good_again(path: Path) -> None:
+    good = policy_bytes(category(), id="reverted")
+    replace(path, good)
+    async with watched(path):
+        replace(path, b"{")
+        await until(lambda: metric("policy_stale", policy="reverted") == 1)
+        replace(path, good)
+        await until(lambda: metric("policy_stale", policy="reverted") == 0)
+
+
+async def test_a_file_that_is_gone_leaves_its_policy_until_it_is_back(path: Path) -> None:
+    write(path, id="gone")
+    before = reloads("gone", "refused")
+    async with watched(path) as store:
+        os.rename(path, f"{path}.away")
+        await until(lambda: metric("policy_stale", policy="gone") == 1)
+        assert store.current("gone").policy.version == 1
+        os.rename(f"{path}.away", path)
+        await until(lambda: metric("policy_stale", policy="gone") == 0)
+        assert reloads("gone", "refused") == before + 1
+
+
+async def test_a_failure_of_the_encoder_is_no_refusal_and_ends_the_watch(path: Path) -> None:
+    class Failing(FakeEncoder):
+        def encode_texts(self, texts: Sequence[str]) -> Float32Rows:
+            if "poison" in texts:
+                raise RuntimeError("the device is gone")
+            return super().encode_texts(texts)
+
+    write(path)
+    store = store_of(path, encoder=Failing())
+    await store.load_all()
+    write(path, category(prompts=["poison"]), version=2)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        async with asyncio.timeout(30):
+            await store.watch()
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+async def test_texts_that_no_policy_uses_are_dropped_beyond_the_limit(path: Path) -> None:
+    encoder = FakeEncoder()
+    write(path, category(prompts=["one", "two"]))
+    async with watched(path, encoder=encoder, kept_texts=4) as store:
+        for version, prompts in enumerate((["three"], ["four", "five"], ["one"]), start=2):
+            encoder.texts.clear()
+            write(path, category(prompts=prompts), version=version)
+            await until_version(version, store)
+
+        assert encoder.texts == [("one",)]  # asked for again: it was dropped, "blue" was not
+
+
+async def test_texts_within_the_limit_are_kept_for_when_they_come_back(path: Path) -> None:
+    encoder = FakeEncoder()
+    write(path, category(prompts=["one", "two"]))
+    async with watched(path, encoder=encoder) as store:
+        write(path, category(prompts=["three"]), version=2)
+        await until_version(2, store)
+        encoder.texts.clear()
+        write(path, category(prompts=["two"]), version=3)
+        await until_version(3, store)
+
+        assert encoder.texts == []

@@ -1,0 +1,165 @@
+"""The policies that decide now: loaded at start, and again whenever a file changes.
+
+An edit takes effect between two images, whole or not at all: what cannot be loaded is refused in
+the log and in a metric, and the last good version goes on deciding.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from worker import telemetry
+from worker.compile import compile_policy, texts_of
+from worker.errors import Misconfigured
+from worker.policy import Policy, check_model
+from worker.policy_yaml import InvalidPolicy, parse_policy, read_policy
+from worker.score import CompiledPolicy
+from worker.types import Encoder
+
+_log = structlog.get_logger(__name__)
+
+_TEXTS_PER_CALL: Final = 16  # short calls, so that a batch of images never waits long for the model
+
+
+@dataclass(slots=True)
+class _File:
+    path: Path
+    raw: bytes | None = None  #: as read last, good or refused; None if it could not be read
+    policy_id: str | None = None  #: None until it was loaded
+
+
+class PolicyStore:
+    """One policy for each file; none before ``load_all``.
+
+    Files are compared by content: policies are small, and so neither a symlink that is swapped (as
+    Kubernetes does) nor two edits within the clock's resolution go unseen. Text embeddings are kept
+    by string, so an edit costs only what is new in it; beyond ``kept_texts`` of them, those that no
+    policy uses are dropped.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        encoder: Encoder,
+        *,
+        interval_seconds: float = 0.5,
+        kept_texts: int = 10_000,
+    ) -> None:
+        self._files = [_File(path) for path in paths]
+        self._encoder = encoder
+        self._interval_seconds = interval_seconds
+        self._kept_texts = kept_texts
+        self._embeddings: dict[str, NDArray[np.float32]] = {}
+        self._current: dict[str, CompiledPolicy] = {}
+
+    def current(self, policy_id: str | None = None) -> CompiledPolicy:
+        """The policy of that id or, for None, the first file's. Raises ``KeyError`` for an unknown
+        id. Hold on to the answer for as long as one image takes, and no longer."""
+        if policy_id is None:
+            return next(iter(self._current.values()))
+        return self._current[policy_id]
+
+    async def load_all(self) -> None:
+        """Load every file, or raise ``InvalidPolicy`` or another ``Misconfigured``."""
+        if not self._files:
+            raise Misconfigured("no policy file is given; name at least one")
+        for file in self._files:
+            file.raw = await asyncio.to_thread(read_policy, file.path)
+            await self._load(file, file.raw)
+
+    async def watch(self) -> None:
+        """Apply edits until cancelled. What the encoder raises is raised on."""
+        while True:
+            await asyncio.sleep(self._interval_seconds)
+            for file in self._files:
+                await self._refresh(file)
+
+    async def _refresh(self, file: _File) -> None:
+        seen = file.raw
+        try:
+            file.raw = await asyncio.to_thread(read_policy, file.path)
+        except InvalidPolicy as error:
+            file.raw = None
+            if seen is not None:
+                self._refuse(file, error)
+            return
+        if file.raw == seen:
+            return
+        try:
+            await self._load(file, file.raw)
+        except Misconfigured as error:
+            self._refuse(file, error)
+        else:
+            telemetry.POLICY_RELOADS.labels(file.policy_id, "applied").inc()
+
+    async def _load(self, file: _File, raw: bytes) -> None:
+        """All that can fail comes first; the swap is one assignment."""
+        policy = await asyncio.to_thread(parse_policy, raw, str(file.path))
+        self._check_id(file, policy)
+        check_model(policy, self._encoder.info)
+        texts = texts_of(policy)
+        await self._embed([text for text in texts if text not in self._embeddings])
+        compiled = compile_policy(policy, self._encoder.info, self._embeddings)
+        replaced = self._current.get(policy.id)
+        self._current[policy.id] = compiled
+        file.policy_id = policy.id
+        if replaced:
+            telemetry.POLICY_INFO.remove(*_labels(replaced.policy))
+        telemetry.POLICY_INFO.labels(*_labels(policy)).set(1)
+        telemetry.POLICY_STALE.labels(policy.id).set(0)
+        _log.info(
+            "policy_loaded",
+            path=str(file.path),
+            policy=policy.id,
+            version=policy.version,
+            digest=policy.digest,
+            uncalibrated=compiled.uncalibrated,
+        )
+        self._forget()
+
+    def _check_id(self, file: _File, policy: Policy) -> None:
+        if file.policy_id is None and policy.id in self._current:
+            raise Misconfigured(
+                f"{file.path}: another file has the id {policy.id!r} too; change one"
+            )
+        if file.policy_id not in (None, policy.id):
+            raise Misconfigured(
+                f"{file.path}: the id was {file.policy_id!r} and is now {policy.id!r}, while "
+                f"requests may name the old one; restore it, or restart to load the new one"
+            )
+
+    async def _embed(self, texts: Sequence[str]) -> None:
+        for start in range(0, len(texts), _TEXTS_PER_CALL):
+            chunk = texts[start : start + _TEXTS_PER_CALL]
+            rows = await asyncio.to_thread(self._encoder.encode_texts, chunk)
+            self._embeddings.update(zip(chunk, rows, strict=True))
+
+    def _forget(self) -> None:
+        if len(self._embeddings) > self._kept_texts:
+            used = {text for one in self._current.values() for text in texts_of(one.policy)}
+            unused = [text for text in self._embeddings if text not in used]
+            for text in unused[: len(self._embeddings) - self._kept_texts]:  # the oldest
+                del self._embeddings[text]
+
+    def _refuse(self, file: _File, error: Misconfigured) -> None:
+        assert file.policy_id is not None, "a file is watched only once it was loaded"
+        telemetry.POLICY_RELOADS.labels(file.policy_id, "refused").inc()
+        telemetry.POLICY_STALE.labels(file.policy_id).set(1)
+        _log.error(
+            "policy_refused",
+            path=str(file.path),
+            problems=str(error).splitlines(),
+            deciding=f"version {self._current[file.policy_id].policy.version}, as before",
+        )
+
+
+def _labels(policy: Policy) -> tuple[str, str, str]:
+    return policy.id, str(policy.version), policy.digest
