@@ -1,0 +1,249 @@
+"""open_clip models as an ``Encoder``: put on a device, warm up, encode.
+
+This module, ``weights`` and ``pocket`` alone import torch.
+
+Threads: ``encode_images`` and ``encode_texts`` may be called from any threads at once. All torch
+work happens on one thread that belongs to the encoder, in the order of the calls, and a call for
+many rows lets others in between its chunks. One thread, because OpenMP keeps a team of cores for
+every thread that ever called it, and lets all teams sleep between operations once they are
+together larger than the machine: on two cores a second team costs a quarter of the throughput.
+"""
+
+from __future__ import annotations
+
+# ruff: noqa: E402 - one setting must be made before torch is imported
+
+import ctypes
+import os
+import platform
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+
+# OpenMP reads this once, when torch brings it in. Threads that wait for each other spin by default,
+# and so take the cores from whom they wait for as soon as anything else runs: measured on two cores
+# shared with decoders, 5 images a second instead of 50 and more. Sleeping costs a tenth when idle.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import open_clip
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from worker.errors import Misconfigured
+from worker.pocket import fold_batch_norms
+from worker.types import Float32Rows, ModelInfo, Pixels, PreprocessSpec
+from worker.weights import POCKET, Tokenize, build_model, first_line, weights_digest
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# On a CPU the activations of more rows than this no longer fit the caches; a GPU wants more work.
+_BATCH_ON_CPU: Final = 8
+_BATCH_ON_GPU: Final = 64
+_TEXTS_AT_ONCE: Final = 64
+
+Rows = TypeVar("Rows", Pixels, Sequence[str])
+
+
+class OpenClipEncoder:
+    """A model on its device. ``load_encoder`` builds it.
+
+    ``preferred_batch`` is the number of rows that the device is fastest with; larger calls are cut
+    into chunks of it. Rows that are not finite are returned as they are.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        tokenize: Tokenize,
+        *,
+        weights_digest: str,
+        device: torch.device,
+        precision: Precision,
+        thread: ThreadPoolExecutor,
+    ) -> None:
+        """``model`` in evaluation mode, wherever it is now; ``thread`` is the one that torch's
+        work is done on, and must be the one that ``model`` was built on."""
+        self.preferred_batch = _BATCH_ON_CPU if device.type == "cpu" else _BATCH_ON_GPU
+        self._thread = thread
+        self._device = device
+        self._dtype = DTYPES[precision]
+        self._tokenize = tokenize
+        self._model = model.to(device=device, dtype=self._dtype)
+        # convolutions run 3 times as fast on a CPU when channels come last, as pixels arrive
+        self._model.visual.to(memory_format=torch.channels_last)
+        preprocess = preprocess_of(model)
+        self._mean, self._std = (
+            torch.tensor(values, device=device).mul(255).view(1, 3, 1, 1)
+            for values in (preprocess.mean, preprocess.std)
+        )
+        self._info = ModelInfo(
+            name=name,
+            weights_digest=weights_digest,
+            preprocess=preprocess,
+            precision=precision,
+            dimension=self._encode_texts(["a photo"]).shape[1],
+            logit_scale=model.logit_scale.detach().float().exp().item(),
+        )
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._info
+
+    def encode_images(self, pixels: Pixels) -> Float32Rows:
+        """[n, height, width, 3] uint8 of the preprocessing's size to [n, dimension], unit rows."""
+        height, width = self._info.preprocess.size
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != (height, width, 3):
+            raise ValueError(
+                f"expected uint8 pixels of shape (n, {height}, {width}, 3), "
+                f"got {pixels.dtype} {pixels.shape}"
+            )
+        return self._in_chunks(pixels, self.preferred_batch, self._encode_images)
+
+    def encode_texts(self, texts: Sequence[str]) -> Float32Rows:
+        """n texts to [n, dimension], unit rows. What is longer than the model reads is cut off."""
+        return self._in_chunks(texts, _TEXTS_AT_ONCE, self._encode_texts)
+
+    def warm_up(self) -> None:
+        """Encode a canary, alone and in a full batch, so that no request waits for what a device
+        does on first use. Raises ``Misconfigured`` if its embedding is not finite."""
+        height, width = self._info.preprocess.size
+        ramp = np.linspace(0, 255, height * width * 3).astype(np.uint8)
+        canaries = np.tile(ramp.reshape(1, height, width, 3), (self.preferred_batch, 1, 1, 1))
+        for rows in (self.encode_images(canaries[:1]), self.encode_images(canaries)):
+            if not np.isfinite(rows).all():
+                raise Misconfigured(
+                    f"the model {self._info.name!r} gives no finite embedding of a test image in "
+                    f"{self._info.precision}; choose precision fp32, or other weights"
+                )
+
+    def _in_chunks(
+        self, items: Rows, size: int, encode: Callable[[Rows], Float32Rows]
+    ) -> Float32Rows:
+        chunks = [items[start : start + size] for start in range(0, len(items), size)]
+        # one after the other, so that another call's chunks get their turn in between
+        done: list[Float32Rows] = [self._thread.submit(encode, chunk).result() for chunk in chunks]
+        return np.concatenate([np.empty((0, self._info.dimension), np.float32), *done])
+
+    def _encode_images(self, pixels: Pixels) -> Float32Rows:
+        owned = np.require(pixels, requirements=["C", "W"])  # what torch can share
+        with torch.inference_mode():
+            on_device = torch.from_numpy(owned).to(self._device)
+            images = on_device.permute(0, 3, 1, 2).float().sub_(self._mean).div_(self._std)
+            return _unit(self._model.encode_image(images.to(self._dtype)))
+
+    def _encode_texts(self, texts: Sequence[str]) -> Float32Rows:
+        with torch.inference_mode():
+            tokens = self._tokenize(list(texts)).to(self._device)
+            return _unit(self._model.encode_text(tokens))
+
+
+def load_encoder(
+    name: str,
+    *,
+    checkpoint: Path | None = None,
+    model_config: str | Path | None = None,
+    device: str = "auto",
+    precision: Precision | Literal["auto"] = "auto",
+    threads: int | None = None,
+) -> OpenClipEncoder:
+    """Load a model; takes seconds, and minutes where its weights are downloaded first.
+
+    ``name`` is ``pocket``; or an open_clip architecture and pretrained tag, such as
+    ``ViT-L-14/datacomp_xl_s13b_b90k``; or ``hf-hub:owner/repository`` or ``local-dir:path``, as
+    open_clip reads them; or, with a ``checkpoint``, any name for it. ``model_config`` says what a
+    checkpoint's weights fit: an architecture, or a JSON file in open_clip's format (with or without
+    ``model_cfg`` and ``preprocess_cfg``). ``precision`` is by itself fp16 on CUDA and fp32
+    elsewhere. ``threads`` is how many cores torch may use; by itself, all.
+
+    Raises ``Misconfigured``.
+    """
+    target = _device(device)
+    if target.type == "cpu":
+        _keep_freed_memory()
+    thread = ThreadPoolExecutor(1, thread_name_prefix="torch")
+    own = precision if precision != "auto" else "fp16" if target.type == "cuda" else "fp32"
+
+    def load() -> OpenClipEncoder:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        model, tokenize = build_model(name, checkpoint, model_config)
+        digest = weights_digest(model)
+        if name == POCKET:
+            fold_batch_norms(model.visual.trunk)
+        return OpenClipEncoder(
+            name,
+            model.eval(),
+            tokenize,
+            weights_digest=digest,
+            device=target,
+            precision=own,
+            thread=thread,
+        )
+
+    return thread.submit(load).result()
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise Misconfigured(
+            f"the device {wanted!r} cannot be used ({first_line(error)}); write auto, cpu, cuda "
+            f"or cuda:NUMBER"
+        ) from error
+    return device
+
+
+def _keep_freed_memory() -> None:
+    """Have malloc keep what torch frees, for the whole process.
+
+    A batch allocates and frees activations of tens of megabytes, layer by layer. glibc asks the
+    kernel for each and gives it back, and more time goes into zeroing fresh pages than into
+    convolutions (4,000 page faults an image; without them a batch takes half the time). Only the
+    first of its arenas can grow without bound, so there must be no other.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # of <malloc.h>
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(arena_max, 1)
+    mallopt(trim_threshold, 512 * 2**20)
+    # older versions take no more than 32 MiB
+    mallopt(mmap_threshold, 256 * 2**20) or mallopt(mmap_threshold, 32 * 2**20)
+
+
+def preprocess_of(model: nn.Module) -> PreprocessSpec:
+    """What open_clip says of the pixels that ``model`` was trained on."""
+    config = open_clip.get_model_preprocess_cfg(model)
+    size = config["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return PreprocessSpec(
+        size=(int(height), int(width)),
+        mean=_by_channel(config["mean"]),
+        std=_by_channel(config["std"]),
+        # as open_clip's own transform: whatever else is written means bicubic
+        interpolation="bilinear" if config["interpolation"] == "bilinear" else "bicubic",
+        resize_mode=config["resize_mode"],
+        fill=config["fill_color"],
+    )
+
+
+def _by_channel(values: float | Sequence[float]) -> tuple[float, float, float]:
+    if isinstance(values, int | float):
+        return (float(values),) * 3
+    red, green, blue = values
+    return float(red), float(green), float(blue)
+
+
+def _unit(features: Tensor) -> Float32Rows:
+    rows: Float32Rows = normalize(features.float(), dim=-1).cpu().numpy()
+    return rows
