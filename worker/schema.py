@@ -274,8 +274,9 @@ class DeadLetter(Published):
     """Why a record was not taken, as JSON in the header ``imagewarden-dead-letter``.
 
     The dead letter's key, value and other headers are the record's own, byte for byte, so that
-    replaying it is publishing it again. Where the value is larger than the broker takes,
-    ``value_included`` is false, the value is empty, and the digest stands in for it.
+    replaying it is publishing it again. Where that is larger than the broker takes,
+    ``value_included`` is false, the value is empty, its digest stands in for it, and the other
+    headers, and a key longer than any item's, are left out.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION

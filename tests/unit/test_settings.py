@@ -70,7 +70,7 @@ def test_wrong_file_is_refused(
 
 def test_secrets_do_not_show() -> None:
     settings = load_settings(
-        {"redis": {"url": "redis://:hunter2@host/0"}, "cache": {"url_key": "hunter2"}}
+        {"redis": {"url": "redis://:hunter2@host/0"}, "cache": {"url_key": "hunter2" * 3}}
     )
     assert "hunter2" not in repr(settings)
 

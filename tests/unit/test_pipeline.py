@@ -1,0 +1,603 @@
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests.fakes import FakeEncoder
+from tests.fakes_broker import FakeBroker, FakePublisher, FakeSource
+from tests.fakes_images import FakeDecoder, FakeFetcher, not_found
+from tests.policy_factory import category, policy_bytes
+from worker import telemetry
+from worker.cache import EmbeddingCache, UrlCache
+from worker.embedding_format import encode_embedding, parse_embedding
+from worker.errors import ErrorCode, MalformedReason
+from worker.examine import Examiner
+from worker.judge import Judge
+from worker.pipeline import Limits, Pipeline, Topics
+from worker.reload import PolicyStore
+from worker.schema import DEAD_LETTER_HEADER, DeadLetter, Verdict
+from worker.types import Embedding, Fetched, Headers, Message, Record, TooLarge, TopicPartition
+
+REQUESTS, VERDICTS, DEAD = "requests", "verdicts", "dead"
+FIRST = TopicPartition(REQUESTS, 0)
+
+
+class WatchedSource(FakeSource):
+    """Remembers how much room each poll was given, and what each commit said."""
+
+    def __init__(self, broker: FakeBroker) -> None:
+        super().__init__(broker, topics=[REQUESTS], group="g")
+        self.rooms: list[int] = []
+        self.commits: list[Mapping[TopicPartition, int]] = []
+
+    async def poll(self, room: int) -> Sequence[Record]:
+        self.rooms.append(room)
+        return await super().poll(room)
+
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        self.commits.append(offsets)
+        await super().commit(offsets)
+
+
+class StrictPublisher(FakePublisher):
+    """Counts keys and headers too, as brokers do."""
+
+    async def publish(self, message: Message) -> None:
+        size = len(message.key or b"") + len(message.value or b"")
+        size += sum(len(name) + len(value) for name, value in message.headers)
+        if size > self.broker.max_message_bytes:
+            raise TooLarge(f"{size} bytes for the topic {message.topic}")
+        await super().publish(message)
+
+
+@dataclass
+class Rig:
+    """A pipeline on an in-memory broker, and what is around it."""
+
+    broker: FakeBroker
+    source: WatchedSource
+    publisher: FakePublisher
+    fetcher: FakeFetcher
+    pipeline: Pipeline
+    stop: asyncio.Event
+    running: asyncio.Task[None]
+
+    def committed(self, partition: TopicPartition = FIRST) -> int | None:
+        """The offset to read next, as the group has it."""
+        return self.broker.committed["g"].get(partition)
+
+    def verdicts(self) -> dict[str, Verdict]:
+        """By request, the last one of each."""
+        return {verdict.request_id: verdict for verdict in self.all_verdicts()}
+
+    def all_verdicts(self) -> list[Verdict]:
+        return [
+            Verdict.model_validate_json(record.value or b"")
+            for record in self.broker.records(VERDICTS)
+        ]
+
+    async def verdict(self, request_id: str) -> Verdict:
+        await until(lambda: request_id in self.verdicts())
+        return self.verdicts()[request_id]
+
+    async def polled_on(self, times: int = 3) -> None:
+        """The loop went round, with a commit each time."""
+        reached = len(self.source.rooms) + times
+        await until(lambda: len(self.source.rooms) >= reached)
+
+    async def stopped(self) -> None:
+        self.stop.set()
+        await self.running
+
+
+@dataclass
+class World:
+    """What there is before a pipeline starts: a broker, images, and policies in ``folder``."""
+
+    folder: Path
+    parts: AsyncExitStack
+    broker: FakeBroker = field(default_factory=FakeBroker)
+    fetcher: FakeFetcher = field(default_factory=FakeFetcher)
+
+    def url(self, name: str) -> str:
+        return f"http://images.test/{name}"
+
+    def ask(
+        self,
+        name: str,
+        body: bytes | Exception = b"red",
+        *,
+        hold: bool = False,
+        headers: Headers = (),
+        **fields: Any,
+    ) -> Record:
+        """Publish a request for an image that is served at a URL of its own."""
+        url = self.url(name)
+        self.fetcher.serves[url] = Fetched(body) if isinstance(body, bytes) else body
+        if hold:
+            self.fetcher.hold(url)
+        request = {
+            "schema_version": 1,
+            "request_id": name,
+            "item_id": name,
+            **({} if "data" in fields else {"url": url}),
+            **fields,
+        }
+        return self.send(name.encode(), json.dumps(request).encode(), headers)
+
+    def send(self, key: bytes | None, value: bytes | None, headers: Headers = ()) -> Record:
+        return self.broker.append(Message(REQUESTS, key, value, headers))
+
+    def release(self, name: str) -> None:
+        self.fetcher.gates[self.url(name)].set()
+
+    async def start(
+        self,
+        *,
+        in_flight: int = 16,
+        drain_seconds: float = 30.0,
+        policies: Sequence[bytes] = (policy_bytes(category()),),
+        publisher: type[FakePublisher] = FakePublisher,
+    ) -> Rig:
+        encoder = FakeEncoder()
+        paths = [self.folder / f"{number}.yaml" for number in range(len(policies))]
+        for path, content in zip(paths, policies, strict=True):
+            path.write_bytes(content)
+        store = PolicyStore(paths, encoder)
+        await store.load_all()
+        examiner = Examiner(
+            fetcher=self.fetcher,
+            decoder=FakeDecoder(),
+            encoder=encoder,
+            embeddings=EmbeddingCache(
+                [],
+                dimension=encoder.info.dimension,
+                ttl_seconds=60,
+                encode=encode_embedding,
+                parse=parse_embedding,
+            ),
+            urls=UrlCache([], url_key=b"k" * 32, ttl_seconds=60, revalidate_seconds=60),
+            keep=_nowhere,
+            images_in_work=in_flight,
+            batch_rows=8,
+            batch_wait_seconds=0,
+            batches_in_flight=1,
+        )
+        self._background(examiner.run())
+        source, publishing = WatchedSource(self.broker), publisher(self.broker)
+        pipeline = Pipeline(
+            source=source,
+            publisher=publishing,
+            judge=Judge(examiner=examiner, policies=store, model=encoder.info, worker="w"),
+            topics=Topics(verdicts=VERDICTS, dead_letters=DEAD),
+            limits=Limits(
+                in_flight=in_flight,
+                request_bytes=100_000,
+                commit_interval_seconds=0,
+                drain_seconds=drain_seconds,
+            ),
+            worker="w",
+        )
+        await source.start(drain=pipeline.drain, forget=pipeline.forget)
+        stop = asyncio.Event()
+        running = self._background(pipeline.run(stop))
+        return Rig(self.broker, source, publishing, self.fetcher, pipeline, stop, running)
+
+    def _background(self, work: Awaitable[None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+
+        async def ended() -> None:
+            task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()  # a test that expects it has looked at it
+
+        self.parts.push_async_callback(ended)
+        assert isinstance(task, asyncio.Task)
+        return task
+
+
+async def _nowhere(_: Embedding) -> None: ...
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with AsyncExitStack() as parts:
+        world = World(tmp_path, parts)
+        for topic in (REQUESTS, VERDICTS, DEAD):
+            world.broker.create(topic)
+        yield world
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def metric(name: str, **labels: str) -> float:
+    return telemetry.REGISTRY.get_sample_value(f"imagewarden_{name}", labels) or 0.0
+
+
+def letter_of(record: Record) -> DeadLetter:
+    return DeadLetter.model_validate_json(dict(record.headers)[DEAD_LETTER_HEADER])
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+async def test_request_gets_a_verdict_by_what_its_image_shows(world: World) -> None:
+    world.ask("red")
+    world.ask("blue", b"blue")
+    rig = await world.start()
+    assert (await rig.verdict("red")).decision == "review"
+    assert (await rig.verdict("blue")).decision == "allow"
+
+
+async def test_image_in_the_request_itself_is_not_fetched(world: World) -> None:
+    world.ask("inline", data=base64.b64encode(b"red").decode())
+    rig = await world.start()
+    assert (await rig.verdict("inline")).decision == "review"
+    assert world.fetcher.asked == []
+
+
+async def test_verdict_is_keyed_by_its_item_and_carries_the_trace_on(world: World) -> None:
+    trace = (("traceparent", b"00-1-2-01"), ("tracestate", b"v=1"))
+    world.ask("a", item_id="item", headers=(("x", b"y"), *trace))
+    rig = await world.start()
+    await rig.verdict("a")
+    [record] = world.broker.records(VERDICTS)
+    assert (record.key, record.headers) == (b"item", trace)
+
+
+async def test_request_names_the_policy_that_judges_it(world: World) -> None:
+    other = policy_bytes(category(prompts=["blue"], contrast=["red"]), id="other")
+    world.ask("a", policy="other")
+    rig = await world.start(policies=[policy_bytes(category()), other])
+    verdict = await rig.verdict("a")
+    assert (verdict.policy.id, verdict.decision) == ("other", "allow")
+
+
+async def test_one_line_tells_all_of_a_request_and_no_credential(world: World) -> None:
+    logging.getLogger("worker").setLevel(logging.INFO)
+    with capture_logs() as lines:
+        secret = f"{world.url('a')}?token=hunter2"
+        world.fetcher.serves[secret] = not_found()
+        world.ask("a", url=secret, tenant="shop")
+        rig = await world.start()
+        await rig.verdict("a")
+        await until(lambda: any(line["event"] == "request" for line in lines))
+    [line] = [line for line in lines if line["event"] == "request"]
+    assert (line["request_id"], line["tenant"], line["offset"]) == ("a", "shop", 0)
+    assert (line["decision"], line["error"]) == ("undetermined", "http_client_error")
+    assert "hunter2" not in repr(lines)
+    assert all(b"hunter2" not in (r.value or b"") for r in world.broker.records(VERDICTS))
+
+
+# ---------------------------------------------------------------- not examined
+
+
+@pytest.mark.parametrize("action", ["allow", "review", "block"])
+async def test_unexamined_image_gets_the_action_that_on_error_says(
+    world: World, action: str
+) -> None:
+    world.ask("a", not_found())
+    rig = await world.start(policies=[policy_bytes(category(), on_error=action)])
+    verdict = await rig.verdict("a")
+    assert (verdict.decision, verdict.action) == ("undetermined", action)
+    assert verdict.error is not None
+    assert verdict.error.code == ErrorCode.HTTP_CLIENT_ERROR
+
+
+async def test_allowing_what_nobody_examined_is_counted(world: World) -> None:
+    open_policy = policy_bytes(category(), id="fails-open", on_error="allow")
+    closed_policy = policy_bytes(category(), id="fails-closed", on_error="review")
+    before = metric("fail_open_total", policy="fails-open")
+    world.ask("a", not_found(), policy="fails-open")
+    world.ask("b", not_found(), policy="fails-closed")
+    world.ask("c", b"blue", policy="fails-open")
+    rig = await world.start(policies=[open_policy, closed_policy])
+    await until(lambda: rig.committed() == 3)
+    assert metric("fail_open_total", policy="fails-open") == before + 1
+    assert metric("fail_open_total", policy="fails-closed") == 0
+
+
+async def test_request_for_a_policy_nobody_loaded_is_undetermined(world: World) -> None:
+    world.ask("a", policy="nope")
+    rig = await world.start(policies=[policy_bytes(category(), on_error="block")])
+    verdict = await rig.verdict("a")
+    assert verdict.error is not None
+    assert (verdict.error.code, verdict.action) == (ErrorCode.UNKNOWN_POLICY, "block")
+    assert world.fetcher.asked == []
+
+
+async def test_request_past_its_deadline_is_undetermined_and_nothing_is_fetched(
+    world: World,
+) -> None:
+    world.ask("late", deadline="2001-01-01T00:00:00Z")
+    world.ask("early", deadline="9000-01-01T00:00:00Z")
+    rig = await world.start()
+    verdict = await rig.verdict("late")
+    assert verdict.error is not None
+    assert verdict.error.code == ErrorCode.DEADLINE_EXCEEDED
+    assert (await rig.verdict("early")).status == "ok"
+    assert world.fetcher.asked == [(world.url("early"), None)]
+
+
+async def test_policy_that_a_late_request_names_says_what_that_means(world: World) -> None:
+    strict = policy_bytes(category(), id="strict", on_error="block")
+    world.ask("late", deadline="2001-01-01T00:00:00Z", policy="strict")
+    rig = await world.start(policies=[policy_bytes(category(), on_error="allow"), strict])
+    verdict = await rig.verdict("late")
+    assert (verdict.policy.id, verdict.action) == ("strict", "block")
+
+
+# ---------------------------------------------------------------- dead letters
+
+
+async def test_malformed_record_becomes_a_dead_letter_and_the_next_is_judged(
+    world: World,
+) -> None:
+    headers = (("traceparent", b"00-1-2-01"), ("odd", b"\xff\x00"))
+    sent = world.send(b"\xffkey", b"\xffthis is not JSON", headers)
+    world.ask("next")
+    rig = await world.start()
+    await rig.verdict("next")
+    await until(lambda: rig.committed() == 2)
+    [dead] = world.broker.records(DEAD)
+    assert (dead.key, dead.value) == (sent.key, sent.value)
+    assert dead.headers[:-1] == headers
+    letter = letter_of(dead)
+    assert letter.reason == MalformedReason.NOT_JSON
+    assert letter.source.model_dump() == {"topic": REQUESTS, "partition": 0, "offset": 0}
+    assert letter.value_included
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"), [(None, "empty"), (b"", "empty"), (b"x" * 100_001, "too_large")]
+)
+async def test_dead_letter_tells_and_counts_its_reason(
+    world: World, value: bytes | None, reason: str
+) -> None:
+    before = metric("dead_letters_total", reason=reason)
+    world.send(b"k", value)
+    rig = await world.start()
+    await until(lambda: rig.committed() == 1)
+    assert [letter_of(dead).reason for dead in world.broker.records(DEAD)] == [reason]
+    assert metric("dead_letters_total", reason=reason) == before + 1
+
+
+async def test_digest_and_coordinates_stand_in_for_a_dead_letter_that_is_too_large(
+    world: World,
+) -> None:
+    value = b"x" * 50_000
+    world.send(b"k", value)
+    world.ask("next")
+    world.broker.max_message_bytes = 10_000
+    rig = await world.start()
+    await rig.verdict("next")
+    [dead] = world.broker.records(DEAD)
+    letter = letter_of(dead)
+    assert (dead.key, dead.value, letter.value_included) == (b"k", b"", False)
+    assert (letter.value_sha256, letter.value_bytes) == (hashlib.sha256(value).hexdigest(), 50_000)
+    assert (letter.source.partition, letter.source.offset) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("key", "headers"), [(b"k" * 50_000, ()), (b"k", (("large", b"h" * 50_000),))]
+)
+async def test_malformed_record_with_a_large_key_or_header_does_not_end_the_pipeline(
+    world: World, key: bytes, headers: Headers
+) -> None:
+    world.send(key, b"not JSON", headers)
+    world.ask("next")
+    world.broker.max_message_bytes = 10_000
+    rig = await world.start(publisher=StrictPublisher)
+    await rig.verdict("next")
+    await until(lambda: rig.committed() == 2)
+    [dead] = world.broker.records(DEAD)
+    assert letter_of(dead).source.offset == 0
+
+
+# ---------------------------------------------------------------- commits
+
+
+async def test_verdict_is_acknowledged_before_its_offset_is_committed(world: World) -> None:
+    world.ask("a")
+    rig = await world.start()
+    rig.publisher.acknowledging.clear()
+    await rig.verdict("a")
+    await rig.polled_on()
+    assert rig.committed() is None
+    rig.publisher.acknowledging.set()
+    await until(lambda: rig.committed() == 1)
+
+
+async def test_dead_letter_is_acknowledged_before_its_offset_is_committed(world: World) -> None:
+    world.send(b"k", b"not JSON")
+    rig = await world.start()
+    rig.publisher.acknowledging.clear()
+    await until(lambda: bool(world.broker.records(DEAD)))
+    await rig.polled_on()
+    assert rig.committed() is None
+    rig.publisher.acknowledging.set()
+    await until(lambda: rig.committed() == 1)
+
+
+async def test_commit_stays_behind_the_first_unanswered_record(world: World) -> None:
+    for name in "abcd":
+        world.ask(name, hold=name == "b")
+    rig = await world.start()
+    await until(lambda: set(rig.verdicts()) == {"a", "c", "d"})
+    await rig.polled_on()
+    assert rig.committed() == 1
+    world.release("b")
+    await until(lambda: rig.committed() == 4)
+
+
+async def test_nothing_is_committed_twice(world: World) -> None:
+    world.ask("a")
+    rig = await world.start()
+    await until(lambda: rig.committed() == 1)
+    await rig.polled_on(10)
+    assert rig.source.commits == [{FIRST: 1}]
+
+
+# ---------------------------------------------------------------- bounds
+
+
+async def test_no_more_records_are_polled_than_may_be_in_flight(world: World) -> None:
+    names = [f"image-{number}" for number in range(12)]
+    for name in names:
+        world.ask(name, hold=True)
+    rig = await world.start(in_flight=3)
+    await until(lambda: world.fetcher.active == 3)
+    await rig.polled_on()
+    assert metric("in_flight_requests") == 3
+    for name in names:
+        world.release(name)
+    await until(lambda: rig.committed() == len(names))
+    assert world.fetcher.most_active == 3
+    assert all(0 <= room <= 3 for room in rig.source.rooms)
+
+
+async def test_polling_goes_on_while_there_is_no_room(world: World) -> None:
+    world.ask("a", hold=True)
+    rig = await world.start(in_flight=1)
+    await until(lambda: rig.source.rooms[-3:] == [0, 0, 0])
+
+
+# ---------------------------------------------------------------- bugs
+
+
+async def test_bug_ends_the_pipeline_and_nothing_from_its_record_on_is_committed(
+    world: World,
+) -> None:
+    world.ask("a")
+    world.ask("b", ZeroDivisionError("a bug"), hold=True)
+    world.ask("c")
+    rig = await world.start()
+    await until(lambda: set(rig.verdicts()) == {"a", "c"})
+    await until(lambda: rig.committed() == 1)
+    world.release("b")
+    with pytest.raises(ExceptionGroup) as ended:
+        await rig.running
+    assert [type(error) for error in ended.value.exceptions] == [ZeroDivisionError]
+    await rig.source.close()
+    assert rig.committed() == 1
+
+
+async def test_publisher_that_fails_ends_the_pipeline(world: World) -> None:
+    class Broken(FakePublisher):
+        async def publish(self, message: Message) -> None:
+            raise ConnectionError("no broker")
+
+    world.ask("a")
+    rig = await world.start(publisher=Broken)
+    with pytest.raises(ExceptionGroup) as ended:
+        await rig.running
+    assert [type(error) for error in ended.value.exceptions] == [ConnectionError]
+    assert rig.committed() is None
+
+
+# ---------------------------------------------------------------- stopping
+
+
+async def test_stopping_finishes_what_is_in_flight_and_takes_nothing_new(world: World) -> None:
+    world.ask("a", hold=True)
+    rig = await world.start()
+    await until(lambda: world.fetcher.active == 1)
+    rig.stop.set()
+    polls = len(rig.source.rooms)
+    world.ask("too-late")
+    world.release("a")
+    await rig.running
+    assert set(rig.verdicts()) == {"a"}
+    assert rig.committed() == 1
+    assert len(rig.source.rooms) <= polls + 1
+
+
+async def test_what_is_unfinished_at_the_drain_deadline_is_not_committed(world: World) -> None:
+    for name in "abc":
+        world.ask(name, hold=name == "b")
+    rig = await world.start(drain_seconds=0.01)
+    await until(lambda: set(rig.verdicts()) == {"a", "c"})
+    await rig.stopped()
+    await rig.source.close()
+    assert rig.committed() == 1
+    assert set(rig.verdicts()) == {"a", "c"}
+
+
+async def test_stopping_with_nothing_in_flight_returns(world: World) -> None:
+    rig = await world.start()
+    await rig.stopped()
+    assert rig.source.commits == []
+
+
+# ---------------------------------------------------------------- rebalances
+
+
+@pytest.fixture
+def two(world: World) -> dict[TopicPartition, str]:
+    """Two partitions, and the name of a request that is held in each."""
+    world.broker.create(REQUESTS, 2)
+    held: dict[TopicPartition, str] = {}
+    while len(held) < 2:
+        name = f"image-{len(world.fetcher.serves)}"
+        partition = world.ask(name, hold=True).topic_partition
+        if held.setdefault(partition, name) != name:
+            world.release(name)
+    return held
+
+
+async def test_partition_that_is_taken_away_is_drained_and_committed_first(
+    world: World, two: dict[TopicPartition, str]
+) -> None:
+    rig = await world.start()
+    (mine, held), (other, _) = two.items()
+    await until(lambda: {world.url(n) for n in two.values()} <= {u for u, _ in world.fetcher.asked})
+    revoking = asyncio.create_task(rig.source.revoke([mine]))
+    await rig.polled_on()
+    assert not revoking.done()
+    world.release(held)
+    await revoking  # though the other partition's request is still held
+    assert rig.committed(mine) == world.broker.ends[mine]
+    assert rig.committed(other) != world.broker.ends[other]
+    assert metric("consumer_lag_records", topic=REQUESTS, partition=str(mine.partition)) == 0
+
+
+async def test_drain_gives_up_at_its_deadline_and_returns_what_may_be_committed(
+    world: World,
+) -> None:
+    for name in "abc":
+        world.ask(name, hold=name == "b")
+    rig = await world.start(drain_seconds=0.01)
+    await until(lambda: set(rig.verdicts()) == {"a", "c"})
+    await until(lambda: rig.committed() == 1)
+    assert await rig.pipeline.drain([FIRST]) == {}
+    assert await rig.pipeline.drain([TopicPartition("another", 7)]) == {}
+
+
+async def test_what_finishes_after_its_partition_was_lost_counts_no_more(world: World) -> None:
+    world.ask("a", hold=True)
+    rig = await world.start()
+    await until(lambda: world.fetcher.active == 1)
+    await rig.source.lose([FIRST])
+    world.release("a")
+    first = await rig.verdict("a")
+    await rig.polled_on()
+    assert rig.committed() is None
+    rig.source.assign([FIRST])  # ours again: it is read again, and its verdict is a repeat
+    await until(lambda: rig.committed() == 1)
+    assert [verdict.verdict_id for verdict in rig.all_verdicts()] == [first.verdict_id] * 2

@@ -1,0 +1,72 @@
+"""From a request to a verdict: which policy, what is seen, what that comes to.
+
+The heart of the main path, on its own because the command line judges images too, with no topic in
+sight.
+"""
+
+from __future__ import annotations
+
+import time
+
+from worker import telemetry
+from worker.errors import ErrorCode, Stage, Unexaminable
+from worker.examine import Examined, Examiner
+from worker.reload import PolicyStore
+from worker.schema import Request, Verdict, now
+from worker.score import CompiledPolicy, decide
+from worker.types import ModelInfo
+from worker.verdicts import build_verdict, undetermined_verdict
+
+
+class Judge:
+    """``worker`` is named in the verdicts."""
+
+    def __init__(
+        self, *, examiner: Examiner, policies: PolicyStore, model: ModelInfo, worker: str
+    ) -> None:
+        self._examiner = examiner
+        self._policies = policies
+        self._model = model
+        self._worker = worker
+
+    async def verdict(self, request: Request) -> Verdict:
+        """Always one: of an image that cannot be examined it says ``undetermined``."""
+        started = time.perf_counter()
+        # Taken once: an edit that is applied meanwhile must not judge half of it
+        policy = self._policies.current(None)
+        try:
+            policy = self._policy(request)
+            examined = await self._examine(request, policy)
+        except Unexaminable as failure:
+            telemetry.ERRORS.labels(failure.stage.value, failure.code.value).inc()
+            return undetermined_verdict(
+                request, failure, policy.policy, self._model, self._worker, _ms_since(started)
+            )
+        scoring = time.perf_counter()
+        decided = decide(policy, examined.embedding.rows, request.tenant)
+        telemetry.STAGE_SECONDS.labels(Stage.SCORE.value).observe(time.perf_counter() - scoring)
+        return build_verdict(
+            request, examined, decided, policy.policy, self._model, self._worker, _ms_since(started)
+        )
+
+    def _policy(self, request: Request) -> CompiledPolicy:
+        try:
+            return self._policies.current(request.policy)
+        except KeyError:
+            raise Unexaminable(
+                ErrorCode.UNKNOWN_POLICY, Stage.POLICY, "no loaded policy has the id it names"
+            ) from None
+
+    async def _examine(self, request: Request, policy: CompiledPolicy) -> Examined:
+        if request.deadline is not None and request.deadline <= now():
+            raise Unexaminable(
+                ErrorCode.DEADLINE_EXCEEDED, Stage.POLICY, "the deadline passed before work began"
+            )
+        plan = policy.policy.plan
+        if request.url is not None:
+            return await self._examiner.by_url(request.url, plan, sha256=request.sha256)
+        return await self._examiner.by_content(request.data or b"", plan, sha256=request.sha256)
+
+
+def _ms_since(started: float) -> float:
+    return round((time.perf_counter() - started) * 1000, 3)
