@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Everything that the checks and the demo need is in the lock, by hash.
 INSTALLED := $(VENV)/installed
 
-.PHONY: setup fmt lint types test demo bench schemas lock clean
+.PHONY: setup fmt lint types test demo bench schemas docs lock clean
 
 setup: $(INSTALLED)
 
@@ -37,6 +37,10 @@ bench: setup
 
 schemas: setup
 	$(BIN)/python -m worker.json_schemas deploy/schemas
+
+# The parts of the README that are generated.
+docs: setup
+	$(BIN)/python -m tests.unit.test_docs
 
 # The lock resolves for every platform and names no index.
 lock: setup

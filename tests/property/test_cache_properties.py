@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as npst
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from worker.cache import EmbeddingCache, UrlCache
-from worker.schema import encode_embedding, parse_embedding
+from worker.embedding_format import encode_embedding, parse_embedding
 from worker.stores import ENTRY_OVERHEAD_BYTES, MemoryStore
 from worker.types import Embedding, EmbeddingKey, Float16Rows, ImageFacts, Seen, digest_of
 

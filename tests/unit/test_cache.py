@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from worker.cache import EmbeddingCache, Stores, UrlCache
-from worker.schema import encode_embedding, parse_embedding
+from worker.embedding_format import encode_embedding, parse_embedding
 from worker.stores import ENTRY_OVERHEAD_BYTES, MemoryStore
 from worker.telemetry import REGISTRY
 from worker.types import CacheTier, Embedding, EmbeddingKey, ImageFacts, Seen, digest_of

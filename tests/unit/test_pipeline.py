@@ -564,14 +564,15 @@ def two(world: World) -> dict[TopicPartition, str]:
 async def test_partition_that_is_taken_away_is_drained_and_committed_first(
     world: World, two: dict[TopicPartition, str]
 ) -> None:
-    rig = await world.start()
+    rig = await world.start(drain_seconds=3600)
     (mine, held), (other, _) = two.items()
     await until(lambda: {world.url(n) for n in two.values()} <= {u for u, _ in world.fetcher.asked})
     revoking = asyncio.create_task(rig.source.revoke([mine]))
     await rig.polled_on()
     assert not revoking.done()
     world.release(held)
-    await revoking  # though the other partition's request is still held
+    async with asyncio.timeout(30):
+        await revoking  # though the other partition's request is still held
     assert rig.committed(mine) == world.broker.ends[mine]
     assert rig.committed(other) != world.broker.ends[other]
     assert metric("consumer_lag_records", topic=REQUESTS, partition=str(mine.partition)) == 0

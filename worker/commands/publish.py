@@ -73,7 +73,11 @@ async def publish(
 
 async def send(settings: Settings, requests: Iterable[Request]) -> None:
     """Publishes the requests; returns once all are acknowledged."""
-    publisher = KafkaPublisher(bootstrap=settings.kafka.bootstrap, client_id=settings.worker)
+    publisher = KafkaPublisher(
+        bootstrap=settings.kafka.bootstrap,
+        client_id=settings.worker,
+        max_message_bytes=settings.kafka.message_max_bytes,
+    )
     try:
         await publisher.start()
         async with asyncio.TaskGroup() as group:

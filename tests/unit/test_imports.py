@@ -1,0 +1,114 @@
+"""The import rules: what may know of what. ARCHITECTURE.md says why."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "worker"
+MAX_LINES = 350
+
+#: What each stage may import of the stages: its own other half, if it has one.
+STAGES = {
+    "source": {"broker", "rebalance"},
+    "publish": {"broker"},
+    "topics": {"broker"},
+    "broker": set(),
+    "rebalance": set(),
+    "fetch": {"connections", "egress"},
+    "connections": set(),
+    "egress": set(),
+    "decode": {"decoder_process", "imaging"},
+    "decoder_process": {"imaging"},
+    "imaging": {"views"},
+    "views": set(),
+    "cache": set(),
+    "stores": set(),
+    "embed": {"pocket", "weights"},
+    "weights": {"pocket"},
+    "pocket": set(),
+}
+
+#: What every stage may import: values, errors, metrics and the pure cores, which do no I/O.
+COMMON = {"types", "errors", "telemetry", "batching", "commit", "policy", "score"}
+
+#: Implementations of the Protocols: only who puts a process together may know them.
+CONCRETE = {"source", "publish", "topics", "fetch", "decode", "stores", "embed"}
+
+#: Modules that compute and do no I/O of their own.
+PURE = {"commit", "score", "policy", "compile", "views", "types", "errors", "verdicts", "schema"}
+IO = {"asyncio", "socket", "httpx", "httpcore", "kafka", "redis", "subprocess", "threading", "os"}
+
+WITH_TORCH = {"embed", "pocket", "weights"}
+TORCH = {"torch", "torchvision", "open_clip", "timm", "transformers", "safetensors"}
+
+
+def name_of(path: Path) -> str:
+    """``commands.scan`` of ``worker/commands/scan.py``."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def imported(path: Path) -> set[str]:
+    """Everything a module imports anywhere in it, in full: ``worker.telemetry``, ``kafka``."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            assert node.module is not None
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+PATHS = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+IMPORTS = {name: imported(path) for name, path in PATHS.items()}
+#: Of our own modules, by the name they have in ``PATHS``.
+OURS = {
+    name: {of.removeprefix("worker.") for of in names} & PATHS.keys()
+    for name, names in IMPORTS.items()
+}
+#: The packages of others.
+THEIRS = {name: {of.partition(".")[0] for of in names} for name, names in IMPORTS.items()}
+ENTRY_POINTS = {name for name in PATHS if name == "app" or name.startswith(("commands.", "demo."))}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage_imports_no_other_stage(stage: str) -> None:
+    assert OURS[stage] <= COMMON | STAGES[stage]
+
+
+@pytest.mark.parametrize("module", sorted(PATHS.keys() - STAGES.keys() - ENTRY_POINTS))
+def test_only_who_puts_a_process_together_imports_implementations(module: str) -> None:
+    assert not OURS[module] & CONCRETE
+
+
+@pytest.mark.parametrize("module", sorted(PATHS.keys() - WITH_TORCH))
+def test_only_the_model_imports_torch(module: str) -> None:
+    assert not THEIRS[module] & TORCH
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
+def test_pure_module_imports_nothing_that_does_io(module: str) -> None:
+    assert not THEIRS[module] & IO
+
+
+@pytest.mark.parametrize("module", sorted(PATHS.keys() - ENTRY_POINTS - {"cli"}))
+def test_only_entry_points_know_of_settings_and_commands(module: str) -> None:
+    assert "settings" not in OURS[module]
+    assert not any(of.startswith(("commands.", "demo.")) for of in OURS[module])
+
+
+@pytest.mark.parametrize("module", ["imaging", "decode", "decoder_process", "pipeline", "cli"])
+def test_process_that_does_not_embed_does_not_pay_for_torch(module: str) -> None:
+    code = f"import worker.{module}, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+@pytest.mark.parametrize("module", sorted(PATHS))
+def test_module_is_small_enough_to_hold_one_idea(module: str) -> None:
+    assert len(PATHS[module].read_text().splitlines()) <= MAX_LINES
