@@ -27,7 +27,7 @@ types: setup
 	$(BIN)/mypy
 
 test: setup
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadfile
 
 demo: setup
 	$(BIN)/imagewarden demo $(if $(KEEP),--keep)

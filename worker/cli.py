@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -208,6 +209,8 @@ def _settings(policies: list[Path] | None = None, **overrides: Any) -> Settings:
         given["policies"] = tuple(map(str, policies))
     settings = _reported(lambda: load_settings(given))
     set_up_logs("warning", settings.log.format)
+    # What its client says of an absent broker, we say in one sentence
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
     return settings
 
 

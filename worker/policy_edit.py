@@ -89,8 +89,8 @@ def _written(category: MappingNode, beside: ScalarNode, entries: Entries, newlin
         return f'"calibration": {json.dumps(dict(entries))}'
     indent = newline + " " * (beside.start_mark.column + 2)
     return "calibration:" + "".join(
-        # a date is plain, as it would be written by hand; all digests are quoted
-        f"{indent}{name}: {json.dumps(value) if name != 'date' else value}"
+        # digests are quoted for their colon; all else is plain, as it would be written by hand
+        f"{indent}{name}: {json.dumps(value) if ':' in str(value) else value}"
         for name, value in entries.items()
     )
 
