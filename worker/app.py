@@ -160,7 +160,7 @@ class _Probes:
             return Health(False, "stopping")
         if self.pipeline is None:
             return Health(False, f"waiting for {self.waiting_for}")
-        return Health(True, "a canary image went through the model, and the topics are subscribed to")
+        return Health(True, "a canary image went through the model, and the group is being joined")
 
 
 async def run_worker(

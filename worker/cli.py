@@ -77,7 +77,7 @@ def scan(
     """Judge images here and now, with no topic and no broker."""
     from worker.commands.scan import scan as command
 
-    settings = _settings(policies, fetch={"allow": tuple(allow)} if allow else None)
+    settings = _by_hand(policies, fetch={"allow": tuple(allow)} if allow else None)
     raise typer.Exit(_finish(command(settings, targets, format)))
 
 
@@ -97,7 +97,7 @@ def publish(
     """Put requests on the request topic."""
     from worker.commands.publish import publish as command
 
-    raise typer.Exit(_finish(command(_settings(), lines or ["-"], wait, tenant, format)))
+    raise typer.Exit(_finish(command(_by_hand(), lines or ["-"], wait, tenant, format)))
 
 
 @dlq.command("list")
@@ -108,7 +108,7 @@ def dlq_list(
     """List the dead letters, oldest first."""
     from worker.commands.dlq import list_letters
 
-    _finish(list_letters(_settings(), format, reason))
+    _finish(list_letters(_by_hand(), format, reason))
 
 
 @dlq.command("show")
@@ -118,7 +118,7 @@ def dlq_show(
     """Show one dead letter: why it is one, its headers, and its value as it came."""
     from worker.commands.dlq import show_letter
 
-    _finish(show_letter(_settings(), letter))
+    _finish(show_letter(_by_hand(), letter))
 
 
 @dlq.command("replay")
@@ -137,7 +137,7 @@ def dlq_replay(
 
     if bool(letters) == everything:
         raise typer.BadParameter("name dead letters, or give --all")
-    _finish(replay_letters(_settings(), letters or [], reason))
+    _finish(replay_letters(_by_hand(), letters or [], reason))
 
 
 @policy.command("check")
@@ -169,7 +169,7 @@ def policy_calibrate(
     """Fit each category's probabilities to labelled images, and write them into the policy."""
     from worker.commands.policy import calibrate
 
-    settings = _settings([file])
+    settings = _by_hand([file])
     raise typer.Exit(_reported(lambda: calibrate(settings, file, labels, label or [], prevalence)))
 
 
@@ -202,16 +202,20 @@ def _version(
     pass
 
 
-def _settings(policies: list[Path] | None = None, **overrides: Any) -> Settings:
-    """The settings of a command; those that people run by hand log problems only."""
-    given = {name: value for name, value in overrides.items() if value is not None}
-    if policies:
-        given["policies"] = tuple(map(str, policies))
-    settings = _reported(lambda: load_settings(given))
+def _by_hand(policies: list[Path] | None = None, **overrides: Any) -> Settings:
+    """The settings of a command that a person runs, whose log tells of problems only."""
+    settings = _settings(policies, **overrides)
     set_up_logs("warning", settings.log.format)
     # What its client says of an absent broker, we say in one sentence
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     return settings
+
+
+def _settings(policies: list[Path] | None = None, **overrides: Any) -> Settings:
+    given = {name: value for name, value in overrides.items() if value is not None}
+    if policies:
+        given["policies"] = tuple(map(str, policies))
+    return _reported(lambda: load_settings(given))
 
 
 def _finish(command: Coroutine[Any, Any, T]) -> T:

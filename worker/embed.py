@@ -144,7 +144,7 @@ class OpenClipEncoder:
         chunks = [items[start : start + size] for start in range(0, len(items), size)]
         # a chunk for each stream at a time, so that another call's get their turn in between
         at_once = self._streams.count
-        done = [
+        done: list[Float32Rows] = [
             rows
             for start in range(0, len(chunks), at_once)
             for rows in self._streams.threads.map(encode, chunks[start : start + at_once])

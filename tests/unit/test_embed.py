@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from tests.pocket import pocket_encoder
 from worker.embed import OpenClipEncoder, load_encoder, preprocess_of
 from worker.errors import Misconfigured
 from worker.imaging import Limits, decode
+from worker.pocket import build_pocket
 from worker.types import FramePlan, PreprocessSpec
 
 TINY: dict[str, Any] = {
@@ -291,20 +291,36 @@ def test_what_is_not_bilinear_is_bicubic_as_in_open_clip(tag: str) -> None:
 # ---------------------------------------------------------------- pocket
 
 
-def test_pocket_says_what_it_is() -> None:
-    info = pocket_encoder().info
+@pytest.fixture(scope="module")
+def pocket() -> OpenClipEncoder:
+    return load_encoder("pocket", device="cpu")
+
+
+def test_pocket_says_what_it_is(pocket: OpenClipEncoder) -> None:
+    info = pocket.info
     assert (info.name, info.dimension, info.precision) == ("pocket", 384, "fp32")
     assert info.logit_scale == pytest.approx(20)
     assert info.preprocess == PreprocessSpec(size=(224, 224), mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
-def test_the_padding_of_other_texts_changes_no_text_of_pocket() -> None:
+def test_the_padding_of_other_texts_changes_no_text_of_pocket(pocket: OpenClipEncoder) -> None:
     short, long = "a cat", "a very long description of a cat " * 5
-    encoder = pocket_encoder()
-    alone, beside = encoder.encode_texts([short]), encoder.encode_texts([short, long])
+    alone, beside = pocket.encode_texts([short]), pocket.encode_texts([short, long])
     assert np.allclose(alone[0], beside[0], atol=1e-5)
 
 
-def test_texts_that_mean_the_same_are_nearer_to_each_other_in_pocket() -> None:
-    gun, pistol, cake = pocket_encoder().encode_texts(["a gun", "a pistol", "a birthday cake"])
+def test_texts_that_mean_the_same_are_nearer_to_each_other_in_pocket(
+    pocket: OpenClipEncoder,
+) -> None:
+    gun, pistol, cake = pocket.encode_texts(["a gun", "a pistol", "a birthday cake"])
     assert gun @ pistol > gun @ cake + 0.2
+
+
+def test_folding_batch_norms_changes_no_embedding_of_pocket(pocket: OpenClipEncoder) -> None:
+    model, _ = build_pocket()
+    pixels = noise(2, side=224)
+    images = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
+    with torch.inference_mode():
+        unfolded = model.encode_image(images, normalize=True).double().numpy()
+    cosines = (unfolded * pocket.encode_images(pixels)).sum(axis=1)
+    assert (cosines >= 0.999999).all()
