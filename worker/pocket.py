@@ -139,6 +139,26 @@ def fold_batch_norms(trunk: nn.Module) -> None:
                 setattr(module, name, norm.act)  # timm's norms end with their activation
 
 
+class _Pointwise(nn.Conv2d):  # type: ignore[misc]
+    def forward(self, pixels: Tensor) -> Tensor:
+        return torch.mkldnn_convolution(
+            pixels, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
+        )
+
+
+def pointwise_by_onednn(trunk: nn.Module) -> None:
+    """Have oneDNN compute each 1 × 1 convolution, in place; on a CPU, in float32.
+
+    On one thread, for fewer than 16 rows, torch takes another way by itself (``use_mkldnn`` in
+    its ``Convolution.cpp``), which takes half as long again: batches would have to be so large
+    that their activations take twice the memory.
+    """
+    if torch.backends.mkldnn.is_available():
+        for module in trunk.modules():
+            if type(module) is nn.Conv2d and module.kernel_size == (1, 1):
+                module.__class__ = _Pointwise
+
+
 def _folder(package: str) -> Path:
     # Found and not imported: the text tower's package would import sentence-transformers
     spec = importlib.util.find_spec(package)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -21,6 +22,16 @@ def digest_of(value: object) -> str:
     """``sha256:`` digest of a JSON-able value, independent of the order of its keys."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+@lru_cache(maxsize=64)  # asked for with every image, and a process sees few of them
+def _digest_of_fields(value: PreprocessSpec | FramePlan) -> str:
+    return digest_of(asdict(value))
+
+
+@lru_cache(maxsize=64)
+def _digest_of_model(weights: str, preprocess: str, precision: str) -> str:
+    return digest_of({"weights": weights, "preprocess": preprocess, "precision": precision})
 
 
 # ---------------------------------------------------------------- records
@@ -83,7 +94,7 @@ class PreprocessSpec:
 
     @property
     def digest(self) -> str:
-        return digest_of(asdict(self))
+        return _digest_of_fields(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +114,7 @@ class ModelInfo:
     @property
     def digest(self) -> str:
         """Equal digests mean comparable embeddings."""
-        return digest_of(
-            {
-                "weights": self.weights_digest,
-                "preprocess": self.preprocess.digest,
-                "precision": self.precision,
-            }
-        )
+        return _digest_of_model(self.weights_digest, self.preprocess.digest, self.precision)
 
 
 class Encoder(Protocol):
@@ -154,7 +159,7 @@ class FramePlan:
 
     @property
     def digest(self) -> str:
-        return digest_of(asdict(self))
+        return _digest_of_fields(self)
 
 
 @dataclass(frozen=True, slots=True)
