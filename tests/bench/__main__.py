@@ -33,7 +33,6 @@ from worker.embedded import embedded_broker, embedded_redis
 from worker.schema import Verdict
 from worker.topics import ensure_topics
 
-EXTRA: dict[str, str] = {}
 _POLICY = Path(__file__).resolve().parents[2] / "policies" / "pocket.yaml"
 _LIBRARIES = ("torch", "open_clip_torch", "numpy", "pillow", "kafka-python", "httpx", "redis")
 _RESIDENT_BYTES = 1.5 * 2**30
@@ -120,7 +119,7 @@ def end_to_end(requests: int, images: int, policy: Path) -> Run:
     """Each image equally often, in random order. Raises ``TimeoutError`` if verdicts are lost."""
     with (
         _stage(images, policy) as on,
-        worker_process(on, settings={"IMAGEWARDEN_HTTP__PORT": "0", **EXTRA}) as worker,
+        worker_process(on, settings={"IMAGEWARDEN_HTTP__PORT": "0"}) as worker,
     ):
         run = asyncio.run(_ask(on, requests, images, _kinds(worker.process.pid)))
         if code := worker.stop():
