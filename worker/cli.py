@@ -13,7 +13,7 @@ import structlog
 import typer
 
 from worker import __version__
-from worker.commands.render import Exit, Format
+from worker.commands.render import Exit, Format, chosen
 from worker.errors import Misconfigured
 from worker.logs import set_up_logs
 from worker.settings import Settings, load_settings
@@ -45,7 +45,13 @@ Policies = Annotated[
     list[Path] | None,
     typer.Option("--policy", help="Policy file; may be repeated. The first is the default."),
 ]
-Formats = Annotated[Format, typer.Option(help="A table for people, or a JSON object a line.")]
+Formats = Annotated[
+    Format | None,
+    typer.Option(
+        help="A table for people, or a JSON object a line; by itself, jsonl in a pipe.",
+        show_default=False,
+    ),
+]
 
 
 @cli.command()
@@ -68,7 +74,7 @@ def scan(
         list[str], typer.Argument(help="Files, folders, URLs, or - for a list on standard input.")
     ],
     policies: Policies = None,
-    format: Formats = Format.TABLE,
+    format: Formats = None,
     allow: Annotated[
         list[str] | None,
         typer.Option(help="host:port that may be reached although it is not public."),
@@ -78,7 +84,7 @@ def scan(
     from worker.commands.scan import scan as command
 
     settings = _by_hand(policies, fetch={"allow": tuple(allow)} if allow else None)
-    raise typer.Exit(_finish(command(settings, targets, format)))
+    raise typer.Exit(_finish(command(settings, targets, chosen(format))))
 
 
 @cli.command(epilog=_EXIT_CODES)
@@ -92,23 +98,23 @@ def publish(
         typer.Option(metavar="SECONDS", help="Wait for the verdicts, at most so long."),
     ] = None,
     tenant: Annotated[str | None, typer.Option(help="Tenant of requests that are URLs.")] = None,
-    format: Formats = Format.TABLE,
+    format: Formats = None,
 ) -> None:
     """Put requests on the request topic."""
     from worker.commands.publish import publish as command
 
-    raise typer.Exit(_finish(command(_by_hand(), lines or ["-"], wait, tenant, format)))
+    raise typer.Exit(_finish(command(_by_hand(), lines or ["-"], wait, tenant, chosen(format))))
 
 
 @dlq.command("list")
 def dlq_list(
-    format: Formats = Format.TABLE,
+    format: Formats = None,
     reason: Annotated[str | None, typer.Option(help="Only those with this reason.")] = None,
 ) -> None:
     """List the dead letters, oldest first."""
     from worker.commands.dlq import list_letters
 
-    _finish(list_letters(_by_hand(), format, reason))
+    _finish(list_letters(_by_hand(), chosen(format), reason))
 
 
 @dlq.command("show")

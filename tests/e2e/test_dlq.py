@@ -57,7 +57,7 @@ def places(on: Stage) -> dict[str, str]:
 
 
 def listed(on: Stage, *arguments: str) -> list[dict[str, Any]]:
-    done = command("dlq", "list", "--format", "jsonl", *arguments, on=on)
+    done = command("dlq", "list", *arguments, on=on)
     assert (done.returncode, done.stderr) == (0, "")
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -81,7 +81,7 @@ def test_a_reason_chooses_among_them(on: Stage) -> None:
 
 
 def test_the_table_names_each_by_its_place(on: Stage, places: dict[str, str]) -> None:
-    done = command("dlq", "list", on=on)
+    done = command("dlq", "list", "--format", "table", on=on)
     assert (done.returncode, done.stderr) == (0, "")
     for place in places.values():
         assert place in done.stdout
@@ -135,6 +135,6 @@ async def test_all_of_a_reason_are_replayed_but_those_whose_value_was_not_kept(
 def test_an_empty_topic_has_none_and_says_so(tmp_path: Path) -> None:
     write_policy(tmp_path / "policy.yaml")
     with stage({}, tmp_path / "policy.yaml") as on:
-        done = command("dlq", "list", on=on)
+        done = command("dlq", "list", "--format", "table", on=on)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "no dead letters on moderation.dead-letters\n"

@@ -72,7 +72,7 @@ def test_waiting_prints_the_verdicts_and_ends_with_what_they_come_to(
     served: Stage, paths: list[str], code: int
 ) -> None:
     urls = [served.images.url(path) for path in paths]
-    done = command("publish", "--wait", "50", "--format", "jsonl", *urls, on=served)
+    done = command("publish", "--wait", "50", *urls, on=served)
     assert (done.returncode, done.stderr) == (code, "")
     verdicts = [Verdict.model_validate_json(line) for line in done.stdout.splitlines()]
     decisions = {"/blue.jpg": "allow", "/red.jpg": "block", "/page.jpg": "undetermined"}
@@ -82,7 +82,8 @@ def test_waiting_prints_the_verdicts_and_ends_with_what_they_come_to(
 
 
 def test_waiting_prints_a_table_for_people(served: Stage) -> None:
-    done = command("publish", "--wait", "50", served.images.url("/red.jpg?token=SECRET"), on=served)
+    url = served.images.url("/red.jpg?token=SECRET")
+    done = command("publish", "--wait", "50", "--format", "table", url, on=served)
     assert (done.returncode, done.stderr) == (1, "")
     assert served.images.url("/red.jpg") in done.stdout
     assert "block" in done.stdout

@@ -40,7 +40,7 @@ def test_everything_named_gets_a_json_line_in_the_order_it_was_named(folder: Pat
     photo = (folder / "flower.jpg").read_bytes()
     with serving({"/flower.jpg": Reply(photo)}) as images:
         done = command(
-            *("scan", "--policy", f"{folder}/policy.yaml", "--format", "jsonl"),
+            *("scan", "--policy", f"{folder}/policy.yaml"),  # in a pipe: JSON lines
             *("--allow", f"127.0.0.1:{images.port}", f"{folder}/album", f"{folder}/cat.jpg"),
             *(images.url("/flower.jpg?token=SECRET"), images.url("/gone.jpg"), "-"),
             stdin=f"{folder}/flower.jpg\n\n{folder}/page.jpg\n",
@@ -63,7 +63,8 @@ def test_everything_named_gets_a_json_line_in_the_order_it_was_named(folder: Pat
 def test_the_table_shows_each_image_and_what_decided(folder: Path) -> None:
     named = ["cat.jpg", "flower.jpg"]
     done = command(
-        *("scan", "--policy", f"{folder}/policy.yaml", *(str(folder / name) for name in named))
+        *("scan", "--policy", f"{folder}/policy.yaml", "--format", "table"),
+        *(str(folder / name) for name in named),
     )
     assert (done.returncode, done.stderr) == (1, "")
     assert "decision" in done.stdout

@@ -38,6 +38,11 @@ class Format(StrEnum):
     JSONL = "jsonl"
 
 
+def chosen(format: Format | None) -> Format:
+    """What was asked for; by itself, a table on a terminal and JSON lines in a pipe."""
+    return format or (Format.TABLE if sys.stdout.isatty() else Format.JSONL)
+
+
 _COLOURS = {"allow": "green", "review": "yellow", "block": "red", "undetermined": "magenta"}
 
 
