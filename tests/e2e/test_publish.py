@@ -60,6 +60,13 @@ async def test_urls_and_json_become_requests_on_the_topic(on: Stage) -> None:
         assert "SECRET" not in one.item_id
 
 
+async def test_a_request_given_twice_is_published_twice(on: Stage) -> None:
+    given = request("by-hand", "https://example.com/2.jpg").decode()
+    done = command("publish", "-", on=on, stdin=f"{given}\n{given}\n")
+    assert done.stderr == "published 2 to moderation.requests\n"
+    assert len(await all_records(on, TOPICS.requests_topic)) == 2
+
+
 @pytest.mark.parametrize(
     ("paths", "code"),
     [

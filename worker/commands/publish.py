@@ -33,12 +33,13 @@ async def publish(
     format: Format,
 ) -> Exit:
     """Publishes a request for each line; with ``wait_seconds``, prints their verdicts."""
-    requests = {request.request_id: request for request in _requests(settings, lines, tenant)}
-    if not requests:
+    given = list(_requests(settings, lines, tenant))
+    requests = {request.request_id: request for request in given}  # repeats get one answer
+    if not given:
         raise Misconfigured("there is nothing to publish; give URLs or JSON requests")
     if wait_seconds is None:
-        await send(settings, requests.values())
-        typer.echo(f"published {len(requests)} to {settings.kafka.requests_topic}", err=True)
+        await send(settings, given)
+        typer.echo(f"published {len(given)} to {settings.kafka.requests_topic}", err=True)
         return Exit.ALL_ALLOWED
     verdicts: dict[str, Verdict] = {}
     reader = TopicReader(
@@ -48,7 +49,7 @@ async def publish(
     )
     async with reader:
         answers = await reader.follow()  # from before the first request, so that none is missed
-        await send(settings, requests.values())
+        await send(settings, given)
         with progress_bar() as progress:
             task = progress.add_task("waiting for verdicts", total=len(requests))
             try:
