@@ -12,32 +12,20 @@ and would have to be handed out, taken back, and cleaned up after a killed paren
 from __future__ import annotations
 
 import asyncio
-import errno
-import json
-import os
-import subprocess
-import sys
 import threading
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, Pipe, wait
-from typing import Any, NamedTuple
+from multiprocessing.connection import Pipe
 
-import numpy as np
-
+from worker.decoder_child import Child, Closed, Lost
+from worker.decoder_process import Allowance, Task
 from worker.errors import ErrorCode, Stage, Unexaminable
 from worker.imaging import Limits
 from worker.telemetry import DECODER_KILLS
-from worker.types import Decoded, FramePlan, ImageFacts, PreprocessSpec
+from worker.types import Decoded, FramePlan, PreprocessSpec
 
 _GROUP_BYTES = 8 * 2**20  # of bodies: what a child holds beside the image in hand
-_START_SECONDS = 60.0  # Python, numpy and Pillow take 0.2 s; a cold disk much longer
-
-
-# Run by a fresh interpreter with the parent's own module path: forking a process with threads and
-# a model in it is unsafe, and multiprocessing would import the parent's main module again.
-_CHILD = "import sys; sys.path[:] = {!r}; from worker.decoder_process import main; main()"
 
 
 class DecoderPool:
@@ -58,7 +46,7 @@ class DecoderPool:
         group: int = 8,
     ) -> None:
         self._processes = processes
-        self._allowance = _Allowance(
+        self._allowance = Allowance(
             Limits(max_pixels, max_total_pixels), memory_bytes, timeout_seconds
         )
         self._group = group
@@ -85,7 +73,7 @@ class DecoderPool:
     ) -> Decoded:
         """Raises ``Unexaminable``, and ``RuntimeError`` once the pool is closed or no child can be
         started any more."""
-        job = _Job((body, sha256, spec, plan))
+        job = _Job(Task(body, sha256, spec, plan))
         with self._changed:
             if self._stopped:
                 raise RuntimeError("the decoder pool has stopped") from self._stopped
@@ -95,7 +83,7 @@ class DecoderPool:
 
     async def close(self) -> None:
         """Ends the children at once. Images not decoded by now raise ``RuntimeError``."""
-        self._stop(_Closed("the decoder pool was closed"))
+        self._stop(Closed("the decoder pool was closed"))
         self._close.close()
         for thread in self._threads:
             await asyncio.to_thread(thread.join)
@@ -103,23 +91,23 @@ class DecoderPool:
 
     def _run(self, ready: Future[None]) -> None:
         """One child after another, and what goes through it."""
-        child: _Child | None = None
+        child: Child | None = None
         unanswered: deque[_Job] = deque()
         alone = False  # a second try, in a new child and with no other image
         try:
-            child = _Child(self._allowance, self._closing)
+            child = Child(self._allowance, self._closing)
             ready.set_result(None)
             while True:
                 if not unanswered:
                     unanswered, alone = self._take(), False
                 try:
-                    child.send([job.image for job in unanswered])
+                    child.send([job.task for job in unanswered])
                     while unanswered:
-                        unanswered[0].settle(child.receive())
+                        unanswered[0].settle(child.receive(unanswered[0].task))
                         unanswered.popleft()
-                except _Lost as lost:
+                except Lost as lost:
                     DECODER_KILLS.labels(cause=lost.cause).inc()
-                    child = _Child(self._allowance, self._closing)
+                    child = Child(self._allowance, self._closing)
                     suspect = unanswered.popleft()
                     self._put_back(unanswered)
                     # Its time was its own, but memory and heap were what others had left of them.
@@ -138,7 +126,7 @@ class DecoderPool:
                 child.kill()
 
     def _take(self) -> deque[_Job]:
-        """What waits, at once, up to a group; waits only for the first. Raises ``_Closed``."""
+        """What waits, at once, up to a group; waits only for the first. Raises ``Closed``."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._waiting or self._stopped)
@@ -152,7 +140,7 @@ class DecoderPool:
                     job = self._waiting.popleft()
                     if not job.answer.cancelled():
                         group.append(job)
-                        size += len(job.image[0])
+                        size += len(job.task.body)
                 if group:
                     return group
 
@@ -170,30 +158,9 @@ class DecoderPool:
             job.settle(why)
 
 
-class _Closed(RuntimeError):
-    """The pool was closed."""
-
-
-class _Lost(Exception):
-    """The child is gone; the message says why."""
-
-    def __init__(self, code: ErrorCode, cause: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.cause = cause
-
-
-class _Allowance(NamedTuple):
-    """What a child is told first."""
-
-    limits: Limits
-    memory_bytes: int
-    timeout_seconds: float
-
-
 @dataclass(slots=True, eq=False)
 class _Job:
-    image: tuple[bytes, str, PreprocessSpec, FramePlan]
+    task: Task
     answer: Future[Decoded] = field(default_factory=Future)
 
     def settle(self, outcome: Decoded | Exception) -> None:
@@ -203,89 +170,3 @@ class _Job:
             self.answer.set_result(outcome)
         else:
             self.answer.set_exception(outcome)
-
-
-class _Child:
-    """A decoder process and the socket to it, used by the thread that made it and no other: the
-    kernel ends the process with that thread, not with the whole parent (prctl(2))."""
-
-    def __init__(self, allowance: _Allowance, closing: Connection[Any, Any]) -> None:
-        self._allowance = allowance
-        self._closing = closing
-        self._connection, theirs = Pipe()
-        with theirs:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-W",
-                    "ignore",
-                    "-c",
-                    _CHILD.format(sys.path),
-                    str(theirs.fileno()),
-                ],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                process_group=0,  # Ctrl-C is for the parent to deal with
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # it computes nothing
-            )
-        try:
-            self.send(tuple(allowance))
-            self._wait(_START_SECONDS)
-            self._connection.recv_bytes()
-        except _Closed:
-            self.kill()
-            raise
-        except (_Lost, EOFError, OSError) as error:
-            self.kill()
-            raise RuntimeError(
-                f"a decoder process ended with status {self._process.returncode} before it was "
-                "ready; it may have said why on standard error"
-            ) from error
-
-    def send(self, message: object) -> None:
-        """Raises ``_Lost``."""
-        try:
-            self._connection.send(message)
-        except OSError as error:
-            raise self._lost() from error
-
-    def receive(self) -> Decoded | Unexaminable:
-        """The answer to the next image. Raises ``_Lost`` and ``_Closed``."""
-        try:
-            self._wait(self._allowance.timeout_seconds)
-            header = json.loads(self._connection.recv_bytes())
-            if "code" in header:
-                return Unexaminable(ErrorCode(header["code"]), Stage.DECODE, header["detail"])
-            pixels = np.empty(header["shape"], np.uint8)
-            self._connection.recv_bytes_into(pixels.reshape(-1).data)
-        except (EOFError, OSError) as error:
-            raise self._lost() from error
-        facts = header["facts"]
-        return Decoded(pixels, ImageFacts(**{**facts, "rows": tuple(facts["rows"])}))
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._connection.close()
-
-    def _wait(self, seconds: float) -> None:
-        ready = wait([self._connection, self._closing], seconds)
-        if self._closing in ready:
-            raise _Closed("the decoder pool was closed")
-        if not ready:
-            self.kill()
-            raise _Lost(
-                ErrorCode.DECODE_TIMEOUT, "timeout", f"not decoded within {seconds:g} seconds"
-            )
-
-    def _lost(self) -> _Lost:
-        self.kill()
-        status = self._process.returncode
-        if status == errno.ENOMEM:
-            mebibytes = self._allowance.memory_bytes // 2**20
-            return _Lost(
-                ErrorCode.DECODE_MEMORY, "memory", f"needs more than {mebibytes} MiB of memory"
-            )
-        how = f"signal {-status}" if status < 0 else f"status {status}"
-        return _Lost(ErrorCode.DECODE_CRASHED, "crashed", f"the decoder process ended with {how}")

@@ -7,53 +7,30 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 from PIL import Image
 
+from tests.decoding import (
+    LIMITS,
+    PLAN,
+    SPEC,
+    children,
+    decoded,
+    is_gone,
+    kills,
+    photo,
+    rejection,
+    running,
+    until,
+)
+from tests.references.make import display_p3, oriented
 from worker import imaging
-from worker.decode import DecoderPool
-from worker.errors import ErrorCode, Stage, Unexaminable
-from worker.telemetry import REGISTRY
-from worker.types import Decoded, FramePlan, PreprocessSpec
-
-SPEC = PreprocessSpec(size=(64, 64), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-PLAN = FramePlan()
-LIMITS = imaging.Limits(max_pixels=50_000_000, max_total_pixels=500_000_000)
-
-
-@asynccontextmanager
-async def running(**options: Any) -> AsyncIterator[DecoderPool]:
-    pool = DecoderPool(**{"processes": 1, **options})
-    try:
-        await pool.start()
-        yield pool
-    finally:
-        await pool.close()
-
-
-async def decoded(pool: DecoderPool, body: bytes) -> Decoded:
-    return await pool.decode(body, hashlib.sha256(body).hexdigest(), SPEC, PLAN)
-
-
-async def rejection(pool: DecoderPool, body: bytes) -> Unexaminable:
-    with pytest.raises(Unexaminable) as caught:
-        await decoded(pool, body)
-    assert caught.value.stage is Stage.DECODE
-    return caught.value
-
-
-def photo(seed: int = 0) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (90, 120, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+from worker.errors import ErrorCode, Unexaminable
+from worker.types import Decoded
 
 
 def huge_jpeg(progressive: bool = False) -> bytes:
@@ -75,34 +52,8 @@ def endless_gif() -> bytes:
 ENDLESS = {"max_total_pixels": 10**12}
 
 
-def children() -> list[psutil.Process]:
-    """The decoder processes of this one, which may have children of other kinds."""
-    return [
-        child
-        for child in psutil.Process().children()
-        if not is_gone(child.pid) and any("decoder_process" in word for word in child.cmdline())
-    ]
-
-
 def mapped_into(process: psutil.Process) -> str:
     return Path(f"/proc/{process.pid}/maps").read_text()
-
-
-def kills(cause: str) -> float:
-    return REGISTRY.get_sample_value("imagewarden_decoder_kills_total", {"cause": cause}) or 0.0
-
-
-async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE  # nobody reaps orphans here
-    except psutil.NoSuchProcess:
-        return True
 
 
 def is_busy(process: psutil.Process) -> bool:
@@ -159,6 +110,14 @@ async def test_a_caller_that_gives_up_disturbs_nobody() -> None:
 async def test_30_megapixels_are_decoded_within_the_default_limits(progressive: bool) -> None:
     async with running(timeout_seconds=60) as pool:
         assert (await decoded(pool, huge_jpeg(progressive))).facts.width == 6500
+
+
+async def test_a_turned_photo_of_48_megapixels_with_a_profile_fits_the_memory() -> None:
+    buffer = io.BytesIO()
+    image = Image.new("RGB", (8064, 6048), "teal")
+    image.save(buffer, "JPEG", icc_profile=display_p3(), exif=oriented(6))
+    async with running(timeout_seconds=60) as pool:
+        assert (await decoded(pool, buffer.getvalue())).facts.width == 6048
 
 
 async def test_the_limit_of_pixels_holds() -> None:
@@ -270,7 +229,8 @@ async def test_a_closed_pool_says_so() -> None:
 
 PARENT = """
 import asyncio, sys
-from tests.unit.test_decode import ENDLESS, children, decoded, endless_gif, is_busy, running, until
+from tests.decoding import children, decoded, running, until
+from tests.unit.test_decode import ENDLESS, endless_gif, is_busy
 
 async def main():
     async with running(timeout_seconds=600, **ENDLESS) as pool:
@@ -316,28 +276,3 @@ async def test_a_child_that_cannot_be_replaced_stops_the_pool(
             await decoded(pool, photo())
         with pytest.raises(RuntimeError, match="stopped"):
             await decoded(pool, photo())
-
-
-# ---------------------------------------------------------------- hostile files
-
-
-@pytest.mark.parametrize("folder", ["torture", "exif"])
-async def test_every_hostile_file_ends_in_pixels_or_in_a_named_rejection(
-    data: Path, folder: str
-) -> None:
-    files = [file for file in sorted((data / folder).rglob("*")) if file.is_file()]
-    if not files:
-        pytest.skip(f"no files in {folder} among the data")
-    async with running(processes=2) as pool:
-        outcomes = await asyncio.gather(
-            *(decoded(pool, file.read_bytes()) for file in files), return_exceptions=True
-        )
-        assert (await decoded(pool, photo())).facts.width == 120
-    for file, outcome in zip(files, outcomes, strict=True):
-        if isinstance(outcome, Decoded):
-            rows = len(outcome.facts.rows)
-            assert outcome.pixels.shape == (rows, 64, 64, 3), file
-            assert 1 <= rows <= PLAN.max_frames, file
-        else:
-            assert isinstance(outcome, Unexaminable), (file, outcome)
-    assert sum(isinstance(outcome, Decoded) for outcome in outcomes) >= len(files) // 2

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import pytest
 from PIL import Image, ImageCms, ImageDraw
 
 from worker.errors import ErrorCode, Stage, Unexaminable
+from worker.image_formats import FORMATS as ALLOWED
+from worker.image_formats import reading
 from worker.imaging import Limits, decode
 from worker.types import Decoded, FramePlan, PreprocessSpec
 
@@ -142,6 +146,11 @@ def test_exif_orientation_turns_the_image_upright(format_: str, orientation: int
     assert np.abs(result.pixels - expected).mean() < 6
 
 
+def test_an_orientation_in_xmp_turns_nothing() -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    assert decoded(encoded(photo(), "JPEG", xmp=xmp)).facts.width == 90
+
+
 def test_exif_data_that_cannot_be_read_is_ignored() -> None:
     body = encoded(photo(), "JPEG", exif=b"Exif\0\0" + b"MM\0*\xff\xff\xff\xff" + b"\xff" * 30)
     assert decoded(body).facts.width == 90
@@ -245,6 +254,37 @@ def test_colours_are_those_of_the_embedded_profile(format_: str) -> None:
     assert near(middle(body), (5, 5, 250), by=8)
 
 
+def steep_profile() -> bytes:
+    """Of an exponent of 8: nearly all shades are nearly black."""
+    profile = srgb_profile()
+    at = profile.index(b"para")
+    curve = profile[at : at + 32]
+    steep = b"para" + bytes(8) + struct.pack(">i", 8 * 65536)
+    return profile.replace(curve, steep.ljust(32, b"\0"))
+
+
+@pytest.mark.parametrize("how", ["profile", "gamma"])
+def test_a_picture_hidden_between_bright_pixels_is_the_one_that_viewers_show(how: str) -> None:
+    # every second pixel is white on a screen or black; by their averages, all is the same grey
+    samples = np.full((64, 64), 110, dtype=np.uint8)
+    samples[::2, ::2] = 255
+    samples[:, 40:] = 146
+    picture = Image.fromarray(np.stack([samples] * 3, axis=-1))
+    if how == "profile":
+        body = encoded(picture, "PNG", icc_profile=steep_profile())
+    else:
+        body = with_chunk(encoded(picture, "PNG"), b"gAMA", struct.pack(">I", 12_500))
+    pixels = decoded(body).pixels[0, 8:24, :, 0].astype(int)
+    assert 50 <= pixels[:, :16].mean() <= 90  # a quarter of them white
+    assert pixels[:, 24:].mean() <= 30
+
+
+def with_chunk(png: bytes, name: bytes, data: bytes) -> bytes:
+    """``png`` with one more chunk behind its header."""
+    chunk = struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    return png[:33] + chunk + png[33:]
+
+
 def test_an_srgb_profile_changes_nothing() -> None:
     plain, tagged = (encoded(noise(60, 60), "PNG", icc_profile=p) for p in (None, srgb_profile()))
     assert np.array_equal(decoded(plain).pixels, decoded(tagged).pixels)
@@ -334,6 +374,10 @@ def test_what_is_no_image_is_called_what_it_looks_like(body: bytes, named: str) 
     assert named in error.detail
 
 
+def test_the_allowed_formats_are_these() -> None:
+    assert ALLOWED - {"HEIF"} == set(FORMATS)
+
+
 @pytest.mark.parametrize("format_", ["PPM", "ICO", "TGA", "PCX", "JPEG2000", "DDS", "EPS"])
 def test_formats_that_are_not_listed_are_not_decoded(format_: str) -> None:
     assert rejection(encoded(photo(), format_)).code is ErrorCode.NOT_AN_IMAGE
@@ -368,6 +412,19 @@ def test_bytes_that_only_begin_like_an_image_are_refused_as_a_damaged_one(head: 
     assert code in (ErrorCode.UNDECODABLE, ErrorCode.TRUNCATED)
 
 
+def test_what_the_system_refuses_is_not_blamed_on_the_file() -> None:
+    with pytest.raises(OSError, match="Too many open files"), reading(b"", "PNG"):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+
+def test_a_picture_that_pillow_leaves_in_two_modes_is_undecodable() -> None:
+    # a valid GIF whose local palette is grey and whose global one is not
+    body = bytes.fromhex(
+        "474946383961020002008000000001020304052c0000000002000200800000000101010806000108041010003b"
+    )
+    assert rejection(body).code is ErrorCode.UNDECODABLE
+
+
 def test_damage_in_the_middle_is_undecodable() -> None:
     body = bytearray(encoded(noise(200, 150), "PNG"))
     body[len(body) // 2] ^= 0xFF
@@ -399,6 +456,13 @@ def test_a_later_page_with_too_many_pixels_is_refused() -> None:
     body = encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:])
     error = rejection(body, Limits(max_pixels=1_000, max_total_pixels=100_000))
     assert error.code is ErrorCode.TOO_MANY_PIXELS
+
+
+def test_pages_with_too_many_pixels_together_are_refused() -> None:
+    pages = [photo(20, 20), *[photo(100, 100)] * 3]
+    body = encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    assert decoded(body, limits=Limits(10_000, 30_400)).facts.frames == 4
+    assert rejection(body, Limits(10_000, 30_399)).code is ErrorCode.TOO_MANY_PIXELS
 
 
 def test_dimensions_beyond_pillows_own_limit_are_too_many_pixels() -> None:
