@@ -67,7 +67,10 @@ class SocketStream(asyncio.Protocol):
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """At least one byte, or none at the end. Raises ``httpcore.ReadError``."""
-        if not self._received and not self._ended:
+        if self._received:
+            # What is there already may take long to parse, as a stranger likes: others first
+            await asyncio.sleep(0)
+        elif not self._ended:
             self._reader = asyncio.get_running_loop().create_future()
             try:
                 async with asyncio.timeout(timeout):

@@ -35,10 +35,17 @@ _MAX_NAME_CHARACTERS = 253  # RFC 1035, without the root's dot
 # A name's addresses share the connect timeout, so a long list would leave none of them any time.
 _ADDRESSES_TRIED = 3
 
+# What a resolver says when asking again will not help: no such name, or none with an address.
+_NO_SUCH_NAME = {
+    number
+    for name in ("EAI_NONAME", "EAI_NODATA", "EAI_ADDRFAMILY")
+    if (number := getattr(socket, name, None)) is not None  # not all systems have them all
+}
+
 # The only spellings taken further. What other parsers read in several ways (user names, zone ids,
 # ports like "+80" or "8_0", an empty host) matches nowhere here.
 _SPELLING = re.compile(
-    r"https?://(\[[0-9a-f:.]+\]|[^\[\]:/?#@]+)(:[0-9]{1,5})?([/?#]|$)", re.A | re.I
+    r"https?://(\[[0-9a-f:.]+\]|[^\[\]:/?#@]+)(:[0-9]{0,5})?([/?#]|$)", re.A | re.I
 )
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
@@ -141,6 +148,8 @@ def judge_url(text: str, policy: EgressPolicy, *, base: Target | None = None) ->
         _invalid("the URL contains a space, a backslash, or a control or invisible character")
     try:
         url = base.url.join(text) if base else httpx.URL(text)
+        if url.raw_host.endswith(b"."):  # a name from the DNS's root on; certificates have no dot
+            url = url.copy_with(host=url.raw_host[:-1].decode("ascii"))
     except (httpx.InvalidURL, ValueError):  # their messages quote the URL, with its query
         _invalid("the URL cannot be parsed")
     if not _SPELLING.match(str(url) if base else text):
@@ -172,17 +181,10 @@ def public_url(url: httpx.URL | str) -> str:
     return f"{url.scheme}://{url.netloc.decode('ascii')}{path}"
 
 
-async def resolve(name: str) -> Sequence[str]:
-    """The system's resolver, in a thread."""
-    loop = asyncio.get_running_loop()
-    infos = await loop.getaddrinfo(name, None, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(info[4][0]) for info in infos))
-
-
 class PinnedBackend:
     """An ``httpcore.AsyncNetworkBackend`` that connects to no address it has not judged."""
 
-    def __init__(self, policy: EgressPolicy, *, dial: Dial, resolver: Resolver = resolve) -> None:
+    def __init__(self, policy: EgressPolicy, *, dial: Dial, resolver: Resolver) -> None:
         self._policy = policy
         self._dial = dial
         self._resolve = resolver
@@ -213,11 +215,11 @@ class PinnedBackend:
         else:
             try:
                 addresses = [ip_address(address) for address in await self._resolve(host)]
-            except socket.gaierror as error:
+            except OSError as error:
                 detail = f"{host} cannot be resolved: {error.strerror}"
-                if error.errno == socket.EAI_AGAIN:
-                    raise Transient(ErrorCode.DNS_FAILED, Stage.FETCH, detail) from None
-                raise Unexaminable(ErrorCode.DNS_FAILED, Stage.FETCH, detail) from None
+                if isinstance(error, socket.gaierror) and error.errno in _NO_SUCH_NAME:
+                    raise Unexaminable(ErrorCode.DNS_FAILED, Stage.FETCH, detail) from None
+                raise Transient(ErrorCode.DNS_FAILED, Stage.FETCH, detail) from None
         for address in addresses:
             self._policy.judge_address(address, port)
         return addresses[:_ADDRESSES_TRIED]

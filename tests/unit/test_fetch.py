@@ -9,11 +9,10 @@ import random
 import shutil
 import socket
 import ssl
-import subprocess
 import tracemalloc
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,94 +20,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.unit.http_server import (
+    BODY,
+    LOOPBACK,
+    Answer,
+    Server,
+    redirect,
+    response,
+    tls_server,
+    unframed,
+    write_certificate,
+)
+from worker.connections import SocketStream
 from worker.egress import EgressPolicy
-from worker.errors import ErrorCode, Stage, Unexaminable
-from worker.fetch import HttpFetcher
+from worker.errors import ErrorCode, Misconfigured, Stage, Unexaminable
+from worker.fetch import HttpFetcher, tls_context
 from worker.telemetry import REGISTRY
 from worker.types import Fetched, NotModified
 
-LOOPBACK = "127.0.0.1"
-BODY = bytes(range(256)) * 200
-
-
-class Server:
-    """Serves what ``routes`` says: bytes to be written as they are, or a coroutine that writes.
-
-    A path with several answers gives one after the other, the last one for ever. ``seen`` holds
-    the requests as they came in, each with the lines of its head.
-    """
-
-    def __init__(self) -> None:
-        self.routes: dict[str, list[Answer]] = {}
-        self.seen: list[list[str]] = []
-        self.connections = 0
-        self.names: list[str | None] = []  # of TLS connections
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server
-
-    async def start(self, context: ssl.SSLContext | None = None) -> None:
-        self._server = await asyncio.start_server(self._serve, LOOPBACK, 0, ssl=context)
-
-    @property
-    def port(self) -> int:
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
-
-    def url(self, path: str = "/", *, host: str = LOOPBACK, scheme: str = "http") -> str:
-        return f"{scheme}://{host}:{self.port}{path}"
-
-    def answer(self, path: str, *answers: Answer) -> str:
-        self.routes[path] = list(answers)
-        return self.url(path)
-
-    async def close(self) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.wait_closed()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        self.connections += 1
-        with suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            while not writer.is_closing():
-                head = (await reader.readuntil(b"\r\n\r\n")).decode()
-                self.seen.append(head.split("\r\n"))
-                answers = self.routes[head.split(" ")[1].partition("?")[0]]
-                answer = answers.pop(0) if len(answers) > 1 else answers[0]
-                if isinstance(answer, bytes):
-                    writer.write(answer)
-                    await writer.drain()
-                    if b"\r\nConnection: close\r\n" in answer:
-                        break
-                else:
-                    await answer(writer)
-        writer.close()
-
-
-Answer = bytes | Callable[[asyncio.StreamWriter], Awaitable[None]]
 FetcherOf = Callable[..., HttpFetcher]
-
-
-def response(body: bytes = BODY, status: str = "200 OK", **headers: str) -> bytes:
-    """A response with a Content-Length, unless ``headers`` say something else."""
-    headers = {"Content_Length": str(len(body)), **headers}
-    lines = [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-    return "\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode() + body
-
-
-def redirect(location: str, status: str = "302 Found") -> bytes:
-    return response(b"", status, Location=location)
-
-
-def unframed(body: bytes, **headers: str) -> bytes:
-    """A response whose body ends with its connection."""
-    framed = response(b"", **headers, Connection="close")
-    return framed.replace(b"Content-Length: 0\r\n", b"") + body
 
 
 async def hang(writer: asyncio.StreamWriter) -> None:
@@ -284,18 +214,104 @@ async def test_a_compressed_bomb_is_not_unpacked(server: Server, fetcher_of: Fet
     ("coding", "body"),
     [
         ("br", b"x"),
+        ("zstd", b"x"),
         ("gzip, gzip", gzip.compress(gzip.compress(BODY))),
+        ("gzip, identity", gzip.compress(BODY)),
+        ("deflate, gzip", gzip.compress(zlib.compress(BODY))),
         ("gzip", b"not compressed"),
         ("gzip", gzip.compress(BODY)[:-9]),
         ("gzip", gzip.compress(BODY) + gzip.compress(BODY)),
     ],
-    ids=["unknown", "twice", "not at all", "cut off", "more behind the end"],
+    ids=["br", "zstd", "twice", "with identity", "two", "not at all", "cut off", "more behind"],
 )
 async def test_a_body_that_cannot_be_unpacked_whole_is_unexaminable(
     server: Server, fetcher: HttpFetcher, coding: str, body: bytes
 ) -> None:
     failure = await failure_of(fetcher, server.answer("/", response(body, Content_Encoding=coding)))
     assert (failure.code, failure.retryable) == (ErrorCode.FETCH_FAILED, False)
+
+
+async def test_a_bomb_inside_a_compressed_body_is_not_unpacked_a_second_time(
+    server: Server, fetcher: HttpFetcher
+) -> None:
+    bomb = gzip.compress(gzip.compress(bytes(50_000_000)))
+    url = server.answer("/", response(bomb, Content_Encoding="gzip"))
+    assert len(await body_of(fetcher, url)) < 100_000  # it is unpacked as often as it says
+
+
+async def test_two_headers_for_encodings_are_no_way_around_the_cap(
+    server: Server, fetcher: HttpFetcher
+) -> None:
+    twice = response(gzip.compress(BODY), Content_Encoding="gzip")
+    twice = twice.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n", 1)
+    failure = await failure_of(fetcher, server.answer("/", twice))
+    assert failure.code is ErrorCode.FETCH_FAILED
+
+
+@pytest.mark.parametrize("coding", ["", "identity", "IDENTITY"])
+async def test_no_encoding_may_be_said_in_several_ways(
+    server: Server, fetcher: HttpFetcher, coding: str
+) -> None:
+    assert await body_of(fetcher, server.answer("/", response(Content_Encoding=coding))) == BODY
+
+
+async def test_more_headers_than_anyone_sends_are_refused(
+    server: Server, fetcher: HttpFetcher
+) -> None:
+    many = response().replace(b"\r\n", b"\r\n" + b"X: y\r\n" * 300, 1)
+    failure = await failure_of(fetcher, server.answer("/", many))
+    assert (failure.code, failure.retryable) == (ErrorCode.FETCH_FAILED, False)
+
+
+@pytest.mark.parametrize("line", [b"X-%d: x\r\n", b"%d" + b"x" * 2000], ids=["many", "long"])
+async def test_headers_that_never_end_are_cut_off(
+    server: Server, fetcher_of: FetcherOf, line: bytes
+) -> None:
+    sent = 0
+
+    async def flood(writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(b"HTTP/1.1 200 OK\r\n")
+        while sent < 50_000_000:
+            lines = b"".join(line % number for number in range(100))
+            sent += len(lines)
+            writer.write(lines)
+            await writer.drain()
+
+    fetcher = fetcher_of(server, attempts=1)
+    failure = await failure_of(fetcher, server.answer("/", flood))
+    assert failure.code is ErrorCode.FETCH_FAILED
+    assert sent < 20_000_000  # what fits into both sides' buffers, and no more
+
+
+async def test_a_body_in_countless_pieces_is_given_up(server: Server, fetcher: HttpFetcher) -> None:
+    async def crumble(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while True:
+            writer.write(b"1\r\nx\r\n" * 1000)
+            await writer.drain()
+
+    failure = await failure_of(fetcher, server.answer("/", crumble))
+    assert (failure.code, failure.retryable) == (ErrorCode.FETCH_FAILED, False)
+
+
+async def test_others_get_their_turn_while_what_was_received_is_read() -> None:
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    stream = SocketStream()
+    for _ in range(50):
+        stream.data_received(b"x")
+    other = asyncio.create_task(take_turns())
+    for _ in range(50):
+        await stream.read(64)
+    other.cancel()
+    assert turns >= 50
 
 
 # ---------------------------------------------------------------- statuses and retries
@@ -353,6 +369,55 @@ async def test_an_answer_that_makes_no_sense_is_unexaminable(
 ) -> None:
     failure = await failure_of(fetcher, server.answer("/", response(b"", status)))
     assert (failure.code, failure.retryable) == (ErrorCode.FETCH_FAILED, False)
+
+
+async def test_what_the_server_asks_for_is_waited_for(
+    server: Server, fetcher_of: FetcherOf
+) -> None:
+    times: list[float] = []
+
+    async def busy(writer: asyncio.StreamWriter) -> None:
+        times.append(asyncio.get_running_loop().time())
+        writer.write(response(b"", "503 Busy", Retry_After="1") if len(times) == 1 else response())
+
+    await body_of(fetcher_of(server), server.answer("/", busy))
+    assert times[1] - times[0] >= 1
+
+
+@pytest.mark.parametrize("status", ["429 Slow Down", "503 Busy"])
+async def test_who_asks_for_more_time_than_there_is_is_not_asked_again(
+    server: Server, fetcher: HttpFetcher, status: str
+) -> None:
+    url = server.answer("/", response(b"", status, Retry_After="3600"))
+    failure = await failure_of(fetcher, url)
+    assert (failure.attempts, failure.retryable) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "asked", ["", "-1", "soon", "1.5", "٣", "9" * 30, "Wed, 21 Oct 2099 07:28"]
+)
+async def test_a_request_for_time_that_cannot_be_read_is_left_alone(
+    server: Server, fetcher: HttpFetcher, asked: str
+) -> None:
+    busy = response(b"", "503 Busy", Retry_After=asked)
+    assert await body_of(fetcher, server.answer("/", busy, response())) == BODY
+
+
+@pytest.mark.parametrize("stalled", [hang, hang_in_body], ids=["headers", "body"])
+async def test_a_stalled_attempt_leaves_time_for_another(
+    server: Server, fetcher_of: FetcherOf, stalled: Answer
+) -> None:
+    fetcher = fetcher_of(server, read_timeout_seconds=0.2, attempts=10)
+    assert await body_of(fetcher, server.answer("/", stalled, response())) == BODY
+
+
+async def test_an_answer_that_stalls_every_time_is_a_retryable_timeout(
+    server: Server, fetcher_of: FetcherOf
+) -> None:
+    fetcher = fetcher_of(server, read_timeout_seconds=0.01)
+    failure = await failure_of(fetcher, server.answer("/", hang))
+    assert (failure.code, failure.retryable) == (ErrorCode.FETCH_TIMEOUT, True)
+    assert failure.attempts == len(server.seen) == 3
 
 
 async def test_a_refused_connection_is_retryable(fetcher_of: FetcherOf) -> None:
@@ -545,12 +610,13 @@ async def test_cancelled_downloads_leave_every_connection_slot_usable(
         await all_arrived.wait()
         writer.write(response())
 
+    fetcher = fetcher_of(server, max_connections=slots)
+
     async def cancelled_after(seconds: float) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await fetcher.fetch(server.url("/"))
 
-    fetcher = fetcher_of(server, max_connections=slots)
     server.answer("/", response(), unframed(BODY), response())
     server.answer("/together", wait_for_the_others)
     moments = random.Random(7)
@@ -710,25 +776,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("openssl") is None:
         pytest.skip("no openssl command to make a certificate with")
     file = tmp_path_factory.mktemp("tls") / "images.invalid.pem"
-    command = "openssl req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2"
-    subject = ["-subj", "/CN=images.invalid", "-addext", "subjectAltName=DNS:images.invalid"]
-    files = ["-keyout", str(file.with_suffix(".key")), "-out", str(file)]
-    subprocess.run([*command.split(), *subject, *files], check=True, capture_output=True)
-    file.write_bytes(file.read_bytes() + file.with_suffix(".key").read_bytes())
+    write_certificate(file, "images.invalid")
     return file
-
-
-@asynccontextmanager
-async def tls_server(certificate: Path) -> AsyncIterator[Server]:
-    server = Server()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    context.sni_callback = lambda _, name, __: server.names.append(name)
-    await server.start(context)
-    try:
-        yield server
-    finally:
-        await server.close()
 
 
 async def resolve_to_loopback(name: str) -> Sequence[str]:
@@ -736,7 +785,7 @@ async def resolve_to_loopback(name: str) -> Sequence[str]:
 
 
 @pytest.fixture
-def trusting(certificate: Path) -> Iterator[ssl.SSLContext]:
+def trusting(certificate: Path) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(certificate))
 
 
@@ -771,6 +820,28 @@ async def test_a_certificate_nobody_vouches_for_is_refused(
         fetcher = fetcher_of(server, resolver=resolve_to_loopback)
         failure = await failure_of(fetcher, server.url(host="images.invalid", scheme="https"))
         assert (failure.code, failure.retryable) == (ErrorCode.TLS_FAILED, False)
+
+
+async def test_an_authority_of_ones_own_is_believed_besides_the_usual_ones(
+    certificate: Path, fetcher_of: FetcherOf
+) -> None:
+    context = tls_context(str(certificate))
+    assert len(context.get_ca_certs()) > 50
+    async with tls_server(certificate) as server:
+        server.answer("/", response())
+        fetcher = fetcher_of(server, resolver=resolve_to_loopback, ssl_context=context)
+        assert await body_of(fetcher, server.url(host="images.invalid", scheme="https")) == BODY
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no certificate"], ids=["no", "empty", "odd"])
+def test_authorities_that_cannot_be_read_are_misconfigured(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    file = tmp_path / "ca.pem"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(Misconfigured, match=r"ca\.pem.*PEM certificates"):
+        tls_context(str(file))
 
 
 async def test_a_server_that_does_not_speak_tls_is_retryable(
