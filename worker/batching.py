@@ -7,7 +7,7 @@ waits for the clock; at low load an item waits ``max_wait_seconds`` at the most.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from bisect import insort_right
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -20,6 +20,7 @@ R = TypeVar("R")
 class _Entry(Generic[T, R]):
     item: T
     weight: int
+    priority: int
     arrived: float
     answer: asyncio.Future[R]
 
@@ -28,15 +29,17 @@ class Batcher(Generic[T, R]):
     """Groups items of a weight (rows of pixels, say) and processes each group in one call.
 
     A batch weighs at most ``max_weight``, unless its only item is heavier. At most ``concurrency``
-    calls run at once. ``process`` gives one result for each item, in their order; a call that
-    gives another number, or raises, fails each item of its batch.
+    calls run at once. ``process`` gives one result for each item, in their order; where that is an
+    exception, it is raised to who submitted the item. A call that gives another number of results,
+    or raises, fails each item of its batch.
 
-    The items waiting are bounded by whoever submits them: each submission waits for its answer.
+    Among the items waiting, lower priorities go first, and equal ones in the order they came in.
+    They are bounded by whoever submits them: each submission waits for its answer.
     """
 
     def __init__(
         self,
-        process: Callable[[Sequence[T]], Awaitable[Sequence[R]]],
+        process: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]],
         *,
         max_weight: int,
         max_wait_seconds: float,
@@ -46,23 +49,38 @@ class Batcher(Generic[T, R]):
         self._max_weight = max_weight
         self._max_wait = max_wait_seconds
         self._slots = asyncio.Semaphore(concurrency)
-        self._waiting: deque[_Entry[T, R]] = deque()
+        self._waiting: list[_Entry[T, R]] = []  # in the order they are to be processed
         self._arrival = asyncio.Event()
+        self._ended = False
 
-    async def submit(self, item: T, *, weight: int = 1) -> R:
+    async def submit(self, item: T, *, weight: int = 1, priority: int = 0) -> R:
+        """The item's result. Raises what is its result or what failed its batch, and
+        ``CancelledError`` when ``run`` ends: nobody waits for what never comes."""
         loop = asyncio.get_running_loop()
-        entry: _Entry[T, R] = _Entry(item, weight, loop.time(), loop.create_future())
-        self._waiting.append(entry)
-        self._arrival.set()
+        entry: _Entry[T, R] = _Entry(item, weight, priority, loop.time(), loop.create_future())
+        if self._ended:
+            entry.answer.cancel()
+        else:
+            insort_right(self._waiting, entry, key=lambda waiting: waiting.priority)
+            self._arrival.set()
         return await entry.answer
 
     async def run(self) -> None:
         """Forms batches until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            while True:
-                await self._slots.acquire()
-                batch = await self._next_batch()
-                group.create_task(self._answer(batch))
+        try:
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    await self._slots.acquire()
+                    batch = await self._next_batch()
+                    group.create_task(self._answer(batch))
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Cancels who waits for a batch; for when ``run`` was cancelled before it began."""
+        self._ended = True
+        for entry in self._waiting:
+            entry.answer.cancel()
 
     async def _next_batch(self) -> list[_Entry[T, R]]:
         while not (batch := self._take_due()):
@@ -70,7 +88,7 @@ class Batcher(Generic[T, R]):
             due_in = None
             if self._waiting:
                 now = asyncio.get_running_loop().time()
-                due_in = max(0.0, self._waiting[0].arrived + self._max_wait - now)
+                due_in = max(0.0, self._first_arrival() + self._max_wait - now)
             try:
                 async with asyncio.timeout(due_in):
                     await self._arrival.wait()
@@ -78,10 +96,12 @@ class Batcher(Generic[T, R]):
                 pass
         return batch
 
+    def _first_arrival(self) -> float:
+        return min(entry.arrived for entry in self._waiting)
+
     def _take_due(self) -> list[_Entry[T, R]]:
-        """The next batch if it is full or its first item has waited long enough, else nothing."""
-        while self._waiting and self._waiting[0].answer.cancelled():
-            self._waiting.popleft()
+        """The next batch if it is full or one has waited long enough for it, else nothing."""
+        self._waiting = [entry for entry in self._waiting if not entry.answer.cancelled()]
         if not self._waiting:
             return []
         size, weight = 0, 0
@@ -90,23 +110,30 @@ class Batcher(Generic[T, R]):
                 break
             size, weight = size + 1, weight + entry.weight
         full = size < len(self._waiting) or weight >= self._max_weight
-        waited = asyncio.get_running_loop().time() - self._waiting[0].arrived
+        waited = asyncio.get_running_loop().time() - self._first_arrival()
         if not full and waited < self._max_wait:
             return []
-        return [self._waiting.popleft() for _ in range(size)]
+        batch, self._waiting = self._waiting[:size], self._waiting[size:]
+        return batch
 
     async def _answer(self, batch: list[_Entry[T, R]]) -> None:
+        results: Sequence[R | Exception]
         try:
             results = await self._process([entry.item for entry in batch])
             if len(results) != len(batch):
                 raise RuntimeError(f"a batch of {len(batch)} gave {len(results)} results")
         except Exception as error:  # noqa: BLE001 - handed to each asker
+            results = [error] * len(batch)
+        except asyncio.CancelledError:
             for entry in batch:
-                if not entry.answer.done():
-                    entry.answer.set_exception(error)
-            return
+                entry.answer.cancel()
+            raise
         finally:
             self._slots.release()
         for entry, result in zip(batch, results, strict=True):
-            if not entry.answer.done():
+            if entry.answer.done():  # its asker gave up
+                continue
+            if isinstance(result, Exception):
+                entry.answer.set_exception(result)
+            else:
                 entry.answer.set_result(result)

@@ -6,21 +6,25 @@ if it came with an ETag, it is kept as something to ask the server about. URLs c
 their query strings: a keyed hash stands in for them wherever they would be stored or shown.
 
 A cached value is checked before it is believed: what is found in Redis may have been written by
-another version, cut short, planted, or be the answer to another question.
+another version, cut short, damaged, or be the answer to another question. A digest in front of each
+value finds every such damage. It is no signature: who can write to Redis can write verdicts.
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import time
 from collections.abc import Callable, Sequence
 from typing import Annotated, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, FiniteFloat, StringConstraints
 
 from worker import telemetry
-from worker.types import CacheTier, Embedding, EmbeddingKey, Seen, Store
+from worker.seams import Store
+from worker.types import CacheTier, Embedding, EmbeddingKey, Seen
 
 V = TypeVar("V")
 Stores = Sequence[tuple[CacheTier, Store]]
@@ -67,9 +71,16 @@ class EmbeddingCache:
             raise ValueError("it is the embedding of something else")
         if not facts.rows or rows.shape != (len(facts.rows), self._dimension):
             raise ValueError(f"{rows.shape} is no shape for {len(facts.rows)} × {self._dimension}")
-        if rows.dtype != np.float16 or not np.isfinite(rows).all():
-            raise ValueError("it is not finite float16")
+        if rows.dtype != np.float16 or not are_unit(rows):
+            raise ValueError("it is not float16 rows of length one")
         return embedding
+
+
+def are_unit(rows: NDArray[np.floating]) -> bool:
+    """Whether each of ``[rows, dimension]`` is finite and of length one, give or take what float16
+    rounds off: up to 2⁻¹¹ of each number, and of subnormal ones up to 2⁻²⁵."""
+    lengths = np.linalg.norm(rows.astype(np.float32), axis=1)
+    return bool((abs(lengths - 1) < 2**-10).all())  # NaN and infinity are not
 
 
 class UrlCache:
@@ -150,25 +161,40 @@ class _Tiers:
     ) -> tuple[V, CacheTier] | None:
         """The first value with time left; one that raises ``ValueError`` is deleted."""
         for depth, (tier, store) in enumerate(self._stores):
-            [payload] = await store.get([name])
-            if payload is None:
+            [stored] = await store.get([name])
+            if stored is None:
                 continue
             try:
-                value = believe(payload)
+                value = believe(_unsealed(stored))
             except ValueError:
                 telemetry.CACHE_REJECTED.labels(tier).inc()
                 await store.delete([name])
                 continue
             if (seconds := seconds_left(value)) > 0:
                 for _, above in self._stores[:depth]:
-                    await above.put([(name, payload, seconds)])
+                    await above.put([(name, stored, seconds)])
                 return value, tier
         return None
 
     async def put(self, name: str, payload: bytes, seconds: float) -> None:
         if seconds > 0:
             for _, store in self._stores:
-                await store.put([(name, payload, seconds)])
+                await store.put([(name, sealed(payload), seconds)])
+
+
+_SEAL_BYTES = 16
+
+
+def sealed(payload: bytes) -> bytes:
+    """As it is stored: behind its digest (BLAKE2b, RFC 7693)."""
+    return hashlib.blake2b(payload, digest_size=_SEAL_BYTES).digest() + payload
+
+
+def _unsealed(stored: bytes) -> bytes:
+    payload = stored[_SEAL_BYTES:]
+    if stored != sealed(payload):
+        raise ValueError("it is not as it was written")
+    return payload
 
 
 def _embedding_name(key: EmbeddingKey) -> str:

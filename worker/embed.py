@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from worker.errors import Misconfigured
+from worker.errors import DeviceOutOfMemory, Misconfigured
 from worker.pocket import fold_batch_norms, pointwise_by_onednn
 from worker.types import Float32Rows, ModelInfo, Pixels, PreprocessSpec
 from worker.weights import POCKET, Tokenize, build_model, first_line, weights_digest
@@ -112,14 +112,23 @@ class OpenClipEncoder:
         return self._info
 
     def encode_images(self, pixels: Pixels) -> Float32Rows:
-        """[n, height, width, 3] uint8 of the preprocessing's size to [n, dimension], unit rows."""
+        """[n, height, width, 3] uint8 of the preprocessing's size to [n, dimension], unit rows.
+
+        Raises ``DeviceOutOfMemory``, with the device's memory tidied up for a smaller call.
+        """
         height, width = self._info.preprocess.size
         if pixels.dtype != np.uint8 or pixels.shape[1:] != (height, width, 3):
             raise ValueError(
                 f"expected uint8 pixels of shape (n, {height}, {width}, 3), "
                 f"got {pixels.dtype} {pixels.shape}"
             )
-        return self._in_chunks(pixels, self.preferred_batch, self._encode_images)
+        try:
+            return self._in_chunks(pixels, self.preferred_batch, self._encode_images)
+        except torch.OutOfMemoryError as error:
+            reason = first_line(error)
+        # Not before the error is gone: its traceback holds what there is of the batch
+        torch.cuda.empty_cache()  # does nothing where CUDA was never used
+        raise DeviceOutOfMemory(f"no memory for {len(pixels)} rows: {reason}")
 
     def encode_texts(self, texts: Sequence[str]) -> Float32Rows:
         """n texts to [n, dimension], unit rows. What is longer than the model reads is cut off."""

@@ -6,38 +6,36 @@ topic in sight.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
+import math
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
+import structlog
 
 from worker import telemetry
-from worker.batching import Batcher
-from worker.cache import EmbeddingCache, UrlCache
+from worker.batch_encoder import BatchEncoder
+from worker.cache import EmbeddingCache, UrlCache, are_unit
 from worker.errors import ErrorCode, Stage, Unexaminable
 from worker.flights import Flights
+from worker.hosts import Hosts
+from worker.seams import Decoder, Encoder, Fetcher, TooLarge
+from worker.slots import PrioritySlots
 from worker.types import (
     CacheTier,
-    Decoder,
     Embedding,
     EmbeddingKey,
-    Encoder,
-    Fetcher,
+    Float16Rows,
     Float32Rows,
     FramePlan,
     NotModified,
-    Pixels,
     Seen,
 )
 
-#: float16 keeps what a cosine needs, in half the memory; its largest value is far above any unit
-#: vector's coordinates.
-_KEPT = np.float16
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,143 +53,203 @@ class Examiner:
     Memory: at most ``images_in_work`` images are between the start of their download and the end
     of their embedding, so at most ``images_in_work`` times the fetcher's byte cap is held in
     bodies, and as many decoded images; askers beyond that wait with nothing but their request.
+
+    ``priority`` 0 is live traffic; higher numbers go after lower ones, and all that is not live
+    together holds at most ``low_share`` (0..1, rounded up to a whole place) of the images in work.
+    That holds while nothing live is there, too: a place that is free is what the next live image
+    finds. A worker that does nothing live should have a share of 1.
+
     ``keep`` is given each new embedding and returns once it is published; only then is it cached,
-    so that none is cached and never published.
+    so that none is cached and never published. One that is ``TooLarge`` for its topic is used once.
     """
 
     def __init__(
         self,
         *,
         fetcher: Fetcher,
+        hosts: Hosts,
         decoder: Decoder,
         encoder: Encoder,
         embeddings: EmbeddingCache,
         urls: UrlCache,
         keep: Callable[[Embedding], Awaitable[None]],
         images_in_work: int,
+        low_share: float,
         batch_rows: int,
         batch_wait_seconds: float,
         batches_in_flight: int,
     ) -> None:
         self._fetcher = fetcher
+        self._hosts = hosts
         self._decoder = decoder
-        self._encoder = encoder
-        # A thread for each batch in flight: the model never waits for the next one to be formed
-        self._threads = ThreadPoolExecutor(batches_in_flight, thread_name_prefix="encode")
+        self._model = encoder.info
+        self._encoder = BatchEncoder(
+            encoder,
+            batch_rows=batch_rows,
+            batch_wait_seconds=batch_wait_seconds,
+            concurrency=batches_in_flight,
+        )
         self._embeddings = embeddings
         self._urls = urls
         self._keep = keep
-        self._model = encoder.info.digest
-        self._slots = asyncio.Semaphore(images_in_work)
-        self._batcher: Batcher[Pixels, Float32Rows] = Batcher(
-            self._encode,
-            max_weight=batch_rows,
-            max_wait_seconds=batch_wait_seconds,
-            concurrency=batches_in_flight,
-        )
-        self._downloads: Flights[tuple[str, str, str | None], Examined] = Flights()
-        self._contents: Flights[EmbeddingKey, Examined] = Flights()
+        self._slots = PrioritySlots(images_in_work)
+        self._low_slots = PrioritySlots(math.ceil(low_share * images_in_work))
+        # Caches are asked inside the flights: an answer that was on its way when a flight landed
+        # would say that there is nothing yet
+        self._by_url: Flights[tuple[str, str, str | None], Examined] = Flights()
+        self._by_content: Flights[EmbeddingKey, Examined] = Flights()
+        self._in_work: Flights[EmbeddingKey, Examined] = Flights()
 
     async def run(self) -> None:
         """Runs the model's batches until cancelled."""
         try:
-            await self._batcher.run()
+            await self._encoder.run()
         finally:
-            await self._downloads.close()
-            await self._contents.close()
-            self._threads.shutdown(wait=False, cancel_futures=True)
+            for flights in (self._by_url, self._by_content, self._in_work):
+                await flights.close()
 
-    async def by_url(self, url: str, plan: FramePlan, *, sha256: str | None = None) -> Examined:
+    async def by_url(
+        self, url: str, plan: FramePlan, *, sha256: str | None = None, priority: int = 0
+    ) -> Examined:
         """Raises ``Unexaminable``. ``sha256`` is what the content must hash to."""
-        known = await self._urls.get(url)
-        seen, tier = known or (None, "none")
-        usable = seen and self._urls.fresh(seen) and sha256 in (None, seen.sha256)
-        telemetry.CACHE_ANSWERS.labels("url", tier if usable else "none").inc()
-        if seen and usable and (cached := await self._cached(seen.sha256, plan)):
-            return cached
-        examined, joined = await self._downloads.join(
-            (self._urls.keyed_hash(url), plan.digest, sha256),
-            lambda: self._download(url, plan, sha256, seen),
+        key = self._urls.keyed_hash(url), plan.digest, sha256
+        return _shared(
+            *await self._by_url.join(key, lambda: self._from_url(url, plan, sha256, priority))
         )
-        return Examined(examined.embedding, "in_flight") if joined else examined
 
     async def by_content(
-        self, body: bytes, plan: FramePlan, *, sha256: str | None = None
+        self, body: bytes, plan: FramePlan, *, sha256: str | None = None, priority: int = 0
     ) -> Examined:
         """Raises ``Unexaminable``. ``sha256`` is what the body must hash to."""
-        digest = _checked_digest(body, sha256)
-        if cached := await self._cached(digest, plan):
+        key = self._key(_checked_digest(body, sha256), plan)
+        return _shared(
+            *await self._by_content.join(key, lambda: self._from_body(body, key, plan, priority))
+        )
+
+    async def _from_url(
+        self, url: str, plan: FramePlan, sha256: str | None, priority: int
+    ) -> Examined:
+        seen, tier = await self._urls.get(url) or (None, "none")
+        fresh = seen and self._urls.fresh(seen) and sha256 in (None, seen.sha256)
+        telemetry.CACHE_ANSWERS.labels("url", tier if fresh else "none").inc()
+        # Asking whether it changed helps only where the answer "no" can be used
+        useful = seen if seen and (fresh or seen.etag) else None
+        cached = await self._cached(self._key(useful.sha256, plan)) if useful else None
+        if cached and fresh:
             return cached
-        async with self._slots:
-            return await self._embed_once(body, digest, plan)
+        known = (useful, cached) if useful and cached else None
+        return await self._download(url, plan, sha256, priority, known)
+
+    async def _from_body(
+        self, body: bytes, key: EmbeddingKey, plan: FramePlan, priority: int
+    ) -> Examined:
+        if cached := await self._cached(key):
+            return cached
+        async with self._low_slot(priority), self._slots.hold(priority):
+            return await self._embed_once(body, key, plan, priority)
 
     async def _download(
-        self, url: str, plan: FramePlan, sha256: str | None, seen: Seen | None
+        self,
+        url: str,
+        plan: FramePlan,
+        sha256: str | None,
+        priority: int,
+        known: tuple[Seen, Examined] | None,
     ) -> Examined:
+        """``known`` is what it served once, and may serve still."""
         timings: dict[str, float] = {}
-        async with self._slots:
-            # Asking whether it changed helps only where the answer "no" can be used
-            stale = seen and seen.etag and await self._cached(seen.sha256, plan)
-            with _timed(Stage.FETCH, timings):
-                fetched = await self._fetcher.fetch(url, etag=seen.etag if seen and stale else None)
+        async with (
+            self._low_slot(priority),
+            self._hosts.place(url) as place,
+            self._slots.hold(priority),
+        ):
+            with _timed(Stage.FETCH, timings), place.attempt():
+                fetched = await self._fetcher.fetch(url, etag=known[0].etag if known else None)
             if isinstance(fetched, NotModified):
-                if not (seen and stale):
+                if not known:
                     raise Unexaminable(
                         ErrorCode.FETCH_FAILED, Stage.FETCH, "304 to an unconditional request"
                     )
+                seen, cached = known
                 _check_digest(seen.sha256, sha256)
                 await self._urls.put(url, Seen(seen.sha256, seen.etag, time.time()))
-                return Examined(stale.embedding, stale.tier, timings)
+                return Examined(cached.embedding, cached.tier, timings)
             digest = _checked_digest(fetched.body, sha256)
             await self._urls.put(url, Seen(digest, fetched.etag, time.time()))
-            examined = await self._cached(digest, plan) or await self._embed_once(
-                fetched.body, digest, plan
-            )
+            examined = await self._embed_once(fetched.body, self._key(digest, plan), plan, priority)
             return Examined(examined.embedding, examined.tier, timings | examined.timings_ms)
 
-    async def _cached(self, sha256: str, plan: FramePlan) -> Examined | None:
-        hit = await self._embeddings.get(self._key(sha256, plan))
+    async def _embed_once(
+        self, body: bytes, key: EmbeddingKey, plan: FramePlan, priority: int
+    ) -> Examined:
+        return _shared(
+            *await self._in_work.join(key, lambda: self._embed(body, key, plan, priority))
+        )
+
+    async def _embed(
+        self, body: bytes, key: EmbeddingKey, plan: FramePlan, priority: int
+    ) -> Examined:
+        if cached := await self._cached(key):
+            return cached
+        timings: dict[str, float] = {}
+        with _timed(Stage.DECODE, timings):
+            decoded = await self._decoder.decode(body, key.sha256, self._model.preprocess, plan)
+        with _timed(Stage.EMBED, timings):
+            rows = await self._encoder.encode(decoded.pixels, priority=priority)
+        embedding = Embedding(key, _as_kept(rows), decoded.facts)
+        with _timed(Stage.PUBLISH, timings):
+            await self._publish_and_cache(embedding)
+        return Examined(embedding, "none", timings)
+
+    async def _publish_and_cache(self, embedding: Embedding) -> None:
+        try:
+            await self._keep(embedding)
+        except TooLarge as error:
+            telemetry.EMBEDDINGS_TOO_LARGE.inc()
+            _log.warning("embedding_not_kept", sha256=embedding.key.sha256, error=str(error))
+        else:
+            await self._embeddings.put(embedding)
+
+    async def _cached(self, key: EmbeddingKey) -> Examined | None:
+        hit = await self._embeddings.get(key)
         telemetry.CACHE_ANSWERS.labels("embedding", hit[1] if hit else "none").inc()
         return Examined(*hit) if hit else None
 
-    async def _embed_once(self, body: bytes, sha256: str, plan: FramePlan) -> Examined:
-        key = self._key(sha256, plan)
-        examined, joined = await self._contents.join(key, lambda: self._embed(body, key, plan))
-        return Examined(examined.embedding, "in_flight") if joined else examined
-
-    async def _embed(self, body: bytes, key: EmbeddingKey, plan: FramePlan) -> Examined:
-        timings: dict[str, float] = {}
-        with _timed(Stage.DECODE, timings):
-            decoded = await self._decoder.decode(
-                body, key.sha256, self._encoder.info.preprocess, plan
-            )
-        with _timed(Stage.EMBED, timings):
-            rows = await self._batcher.submit(decoded.pixels, weight=len(decoded.pixels))
-        if not np.isfinite(rows).all():
-            raise Unexaminable(
-                ErrorCode.EMBEDDING_NOT_FINITE,
-                Stage.EMBED,
-                "the model gave numbers that are not finite for this image",
-            )
-        embedding = Embedding(key, rows.astype(_KEPT), decoded.facts)
-        with _timed(Stage.PUBLISH, timings):
-            await self._keep(embedding)
-        await self._embeddings.put(embedding)
-        return Examined(embedding, "none", timings)
-
-    async def _encode(self, batch: Sequence[Pixels]) -> Sequence[Float32Rows]:
-        pixels = np.concatenate(batch)
-        telemetry.BATCH_ROWS.observe(len(pixels))
-        rows = await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._encoder.encode_images, pixels
-        )
-        if len(rows) != len(pixels):
-            raise RuntimeError(f"the encoder gave {len(rows)} rows for {len(pixels)}")
-        ends = np.cumsum([len(item) for item in batch])
-        return np.split(rows, ends[:-1])
+    def _low_slot(self, priority: int) -> AbstractAsyncContextManager[None]:
+        # Taken before the host's place: what waits for it would else hold those of a shared host
+        return self._low_slots.hold(priority) if priority > 0 else nullcontext()
 
     def _key(self, sha256: str, plan: FramePlan) -> EmbeddingKey:
-        return EmbeddingKey(sha256, self._model, plan.digest)
+        return EmbeddingKey(sha256, self._model.digest, plan.digest)
+
+
+def _shared(examined: Examined, joined: bool) -> Examined:
+    """What an asker is told who may have joined the flight of another."""
+    if not joined:
+        return examined
+    return Examined(examined.embedding, "in_flight" if examined.tier == "none" else examined.tier)
+
+
+def _as_kept(rows: Float32Rows) -> Float16Rows:
+    """float16 keeps what a cosine needs, in half the memory.
+
+    Raises ``Unexaminable`` for what no cache would believe.
+    """
+    with np.errstate(over="ignore"):  # to infinity, and so found below
+        kept = rows.astype(np.float16)
+    if not np.isfinite(kept).all():
+        raise Unexaminable(
+            ErrorCode.EMBEDDING_NOT_FINITE,
+            Stage.EMBED,
+            "the model gave numbers that are not finite for this image",
+        )
+    if not are_unit(kept):
+        raise Unexaminable(
+            ErrorCode.EMBED_FAILED,
+            Stage.EMBED,
+            "the model gave an embedding for this image whose length is not one",
+        )
+    return kept
 
 
 def _checked_digest(body: bytes, expected: str | None) -> str:

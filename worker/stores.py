@@ -100,7 +100,10 @@ class RedisStore:
 
     ``url`` is ``redis://``, ``rediss://`` or ``unix://``, and may hold a password. A round trip
     takes at most ``timeout_seconds``, connecting included. After two that failed in a row nothing
-    is asked for ``breaker_seconds``, then one is tried.
+    is asked for ``breaker_seconds``, then one caller tries.
+
+    So an outage costs a look-up at most the time of two round trips, however many callers there
+    are, and once it is known, one of them the time of one in every ``breaker_seconds``.
     """
 
     def __init__(
@@ -213,20 +216,26 @@ class _Lane(Generic[T, R]):
         """One answer for each item, or None where there are none to be had now."""
         if not items or self._blocked:
             return None
+        if self.down:  # alone, for nobody else should wait to learn whether it is back
+            self._next_try = self._clock() + self._breaker_seconds
+            return (await self._round_trip([items]))[0]
         if self._running is None:
             self._running = asyncio.create_task(self._batcher.run(), name=self._operation)
         return await self._batcher.submit(items, weight=len(items))
 
     async def close(self) -> None:
-        """Ends it; nobody may be waiting for an answer any more."""
+        """Ends it, and whoever waits for an answer."""
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
+            self._batcher.close()
 
     async def _answer(self, calls: Sequence[Sequence[T]]) -> Sequence[Sequence[R] | None]:
-        if self._blocked:  # since these calls came in
+        if self.down:  # since these calls came in
             return [None] * len(calls)
-        self._next_try = self._clock() + self._breaker_seconds  # whoever comes meanwhile: a miss
+        return await self._round_trip(calls)
+
+    async def _round_trip(self, calls: Sequence[Sequence[T]]) -> Sequence[Sequence[R] | None]:
         items = [item for call in calls for item in call]
         try:
             async with asyncio.timeout(self._timeout_seconds):
@@ -242,6 +251,7 @@ class _Lane(Generic[T, R]):
     def _failed(self, error: Exception) -> None:
         telemetry.CACHE_ERRORS.labels(_TIER, self._operation).inc()
         self._failures += 1
+        self._next_try = self._clock() + self._breaker_seconds
         if self._failures == _FAILURES_UNTIL_DOWN:
             _log.warning("cache_down", tier=_TIER, operation=self._operation, error=_told(error))
             self._show_health()

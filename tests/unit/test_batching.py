@@ -126,6 +126,60 @@ async def test_failure_reaches_each_item_of_its_batch_and_no_other() -> None:
     assert [type(answer) for answer in answers] == [ZeroDivisionError, ZeroDivisionError, int]
 
 
+async def test_failure_among_the_results_reaches_its_own_asker_alone() -> None:
+    async def picky(items: Sequence[int]) -> list[int | Exception]:
+        return [ZeroDivisionError("bad item") if item == 2 else item for item in items]
+
+    batcher: Batcher[int, int] = Batcher(picky, max_weight=3, max_wait_seconds=0)
+    async with running(batcher):
+        answers = await asyncio.gather(*map(batcher.submit, (1, 2, 3)), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [int, ZeroDivisionError, int]
+
+
+async def test_lower_priority_goes_first_and_equals_in_the_order_they_came() -> None:
+    model = Model()
+    model.gate.clear()
+    batcher = Batcher(model, max_weight=2, max_wait_seconds=0)
+    async with running(batcher):
+        first = asyncio.create_task(batcher.submit(1))
+        while not model.batches:
+            await asyncio.sleep(0)
+        rest = []
+        for item, priority in [(2, 2), (3, 0), (4, 1), (5, 0), (6, 2)]:
+            rest.append(asyncio.create_task(batcher.submit(item, priority=priority)))
+            await asyncio.sleep(0)
+        model.gate.set()
+        await asyncio.gather(first, *rest)
+    assert model.batches == [[1], [3, 5], [4, 2], [6]]
+
+
+async def test_item_whose_asker_gave_up_behind_others_is_not_processed() -> None:
+    model = Model()
+    batcher = Batcher(model, max_weight=3, max_wait_seconds=3600)
+    async with running(batcher):
+        tasks = [asyncio.create_task(batcher.submit(item)) for item in (1, 2)]
+        await asyncio.sleep(0)
+        tasks[1].cancel()
+        await asyncio.sleep(0)
+        await asyncio.gather(tasks[0], batcher.submit(3), batcher.submit(4))
+    assert model.batches == [[1, 3, 4]]
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+async def test_nobody_waits_for_what_ended(concurrency: int) -> None:
+    model = Model()
+    model.gate.clear()
+    batcher = Batcher(model, max_weight=1, max_wait_seconds=0, concurrency=concurrency)
+    async with running(batcher):
+        waiting = [asyncio.create_task(batcher.submit(item)) for item in range(4)]
+        while len(model.batches) < concurrency:
+            await asyncio.sleep(0)
+    late = asyncio.create_task(batcher.submit(5))
+    async with asyncio.timeout(10):
+        await asyncio.wait([*waiting, late])
+    assert all(task.cancelled() for task in [*waiting, late])
+
+
 async def test_wrong_number_of_results_is_an_error_not_a_mix_up() -> None:
     async def lossy(items: Sequence[int]) -> list[int]:
         return list(items)[:-1]

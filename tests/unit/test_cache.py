@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from worker.cache import EmbeddingCache, Stores, UrlCache
+from worker.cache import EmbeddingCache, Stores, UrlCache, are_unit, sealed
 from worker.embedding_format import encode_embedding, parse_embedding
 from worker.stores import ENTRY_OVERHEAD_BYTES, MemoryStore
 from worker.telemetry import REGISTRY
@@ -50,9 +50,10 @@ class Recording(MemoryStore):
 
 
 def embedding(key: EmbeddingKey = KEY, rows: int = 2, dimension: int = DIMENSION) -> Embedding:
+    numbers = np.linspace(-1, 1, rows * dimension).reshape(rows, dimension)
     return Embedding(
         key,
-        np.linspace(-1, 1, rows * dimension, dtype=np.float16).reshape(rows, dimension),
+        (numbers / np.linalg.norm(numbers, axis=1, keepdims=True)).astype(np.float16),
         ImageFacts(key.sha256, "0f" * 8, "image/gif", 3, 2, 99, 7, tuple(range(rows))),
     )
 
@@ -168,9 +169,9 @@ async def test_embeddings_end_with_their_time_to_live() -> None:
     assert await cache.get(KEY) is None
 
 
-def _not_finite() -> Embedding:
+def _with(number: float) -> Embedding:
     one = embedding()
-    one.rows[1, 2] = np.nan
+    one.rows[1, 2] = number
     return one
 
 
@@ -185,7 +186,11 @@ def _not_finite() -> Embedding:
         replace(embedding(), facts=replace(embedding().facts, rows=(0,))),
         replace(embedding(), rows=embedding().rows.ravel()),
         replace(embedding(), rows=embedding().rows.astype(np.float32)),
-        _not_finite(),
+        _with(np.nan),
+        _with(np.inf),
+        _with(1.5),
+        replace(embedding(), rows=np.zeros_like(embedding().rows)),
+        replace(embedding(), rows=embedding().rows * np.float16(0.99)),
     ],
     ids=[
         "other content",
@@ -196,7 +201,11 @@ def _not_finite() -> Embedding:
         "rows not those of the facts",
         "flat",
         "float32",
+        "not a number",
         "not finite",
+        "longer than one",
+        "nothing but zeros",
+        "shorter than one by a hundredth",
     ],
 )
 async def test_what_parses_but_is_no_answer_is_deleted_and_counted_as_a_miss(
@@ -212,12 +221,37 @@ async def test_what_parses_but_is_no_answer_is_deleted_and_counted_as_a_miss(
 
 
 @pytest.mark.parametrize("garbage", [b"", b"\0" * 1500, b"{}", b"[" * 100_000, b"\xff\xfe"])
-async def test_garbage_in_one_tier_does_not_hide_the_good_value_below(garbage: bytes) -> None:
+@pytest.mark.parametrize("seal", [bytes, sealed], ids=["bare", "sealed"])
+async def test_garbage_in_one_tier_does_not_hide_the_good_value_below(
+    garbage: bytes, seal: Callable[[bytes], bytes]
+) -> None:
     upper, lower = Recording(), Recording()
     cache = embeddings([("memory", upper), ("redis", lower)])
     await cache.put(embedding())
-    await upper.put([(key, garbage, 60) for key in upper.items])
+    await upper.put([(key, seal(garbage), 60) for key in upper.items])
     assert [hit[1] for _ in range(2) if (hit := await cache.get(KEY))] == ["redis", "memory"]
+
+
+async def test_a_value_that_stands_under_another_name_is_deleted_and_counted_as_a_miss() -> None:
+    store = Recording()
+    cache = embeddings([("memory", store)])
+    other = replace(KEY, sha256="cd" * 32)
+    await cache.put(embedding())
+    await cache.put(embedding(other))
+    mine, theirs = store.items
+    await store.put([(mine, store.items[theirs], 60)])
+    before = rejected("memory")
+    assert await cache.get(KEY) is None
+    assert rejected("memory") == before + 1
+    assert await cache.get(other) is not None
+
+
+@pytest.mark.parametrize("dimension", [1, 32, 384, 1024, 8192])
+def test_whatever_float16_rounds_off_a_unit_vector_it_is_one_still(dimension: int) -> None:
+    noise = np.random.default_rng(dimension).standard_normal((100, dimension))
+    unit = noise / np.linalg.norm(noise, axis=1, keepdims=True)
+    assert are_unit(unit.astype(np.float16))
+    assert not are_unit((unit * 1.002).astype(np.float16))
 
 
 # ---------------------------------------------------------------- URLs
@@ -342,7 +376,7 @@ async def test_what_is_not_about_this_url_is_deleted_and_counted_as_a_miss(plant
     await cache.put(URL, Seen("ab" * 32, None, NOW))
     url, sha = cache.keyed_hash(URL).encode(), b"ab" * 32
     value = planted.replace(b"%(url)s", url).replace(b"%(sha)s", sha)
-    await store.put([(key, value, 60) for key in store.items])
+    await store.put([(key, sealed(value), 60) for key in store.items])
     before = rejected("memory")
     assert await cache.get(URL) is None
     assert rejected("memory") == before + 1

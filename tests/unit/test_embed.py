@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from worker.embed import OpenClipEncoder, load_encoder, preprocess_of
-from worker.errors import Misconfigured
+from worker.embed import OpenClipEncoder, Streams, load_encoder, preprocess_of
+from worker.errors import DeviceOutOfMemory, Misconfigured
 from worker.imaging import Limits, decode
 from worker.pocket import build_pocket
 from worker.types import FramePlan, PreprocessSpec
@@ -262,6 +263,38 @@ def test_rows_that_are_not_finite_are_shown_and_a_canary_finds_them(
     assert not np.isfinite(broken.encode_images(noise(1))).any()
     with pytest.raises(Misconfigured, match="no finite embedding of a test image in fp32"):
         broken.warm_up()
+
+
+class Greedy(open_clip.CLIP):  # type: ignore[misc]
+    """Wants more memory for three images than there is on any device."""
+
+    def encode_image(self, image: torch.Tensor, normalize: bool = False) -> torch.Tensor:
+        if len(image) >= 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 EiB.\nDetails")
+        features: torch.Tensor = super().encode_image(image, normalize)
+        return features
+
+
+def test_a_device_without_memory_for_a_batch_says_so_and_takes_a_smaller_one() -> None:
+    torch.manual_seed(0)
+    model = Greedy(**TINY).eval()
+    config = {"size": 32, "mean": 0.5, "std": 0.5, "interpolation": "bicubic"}
+    open_clip.set_model_preprocess_cfg(
+        model, {**config, "resize_mode": "shortest", "fill_color": 0}
+    )
+    encoder = OpenClipEncoder(
+        "greedy",
+        model,
+        partial(open_clip.tokenize, context_length=16),
+        weights_digest="sha256:" + "0" * 64,
+        device=torch.device("cpu"),
+        precision="fp32",
+        streams=Streams(1, 1),
+    )
+    with pytest.raises(DeviceOutOfMemory, match=r"no memory for 3 rows: .*7 EiB\.$") as raised:
+        encoder.encode_images(noise(3))
+    assert raised.value.__context__ is None  # whose traceback would hold the batch's memory
+    assert encoder.encode_images(noise(2)).shape == (2, 24)
 
 
 def test_a_model_that_works_warms_up(tiny: OpenClipEncoder) -> None:

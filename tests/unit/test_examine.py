@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Iterator
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.fakes import FakeEncoder
 from tests.fakes_images import FakeDecoder, FakeFetcher, not_found
@@ -15,7 +17,10 @@ from worker.cache import EmbeddingCache, Stores, UrlCache
 from worker.embedding_format import encode_embedding, parse_embedding
 from worker.errors import ErrorCode, Unexaminable
 from worker.examine import Examined, Examiner
+from worker.hosts import Hosts
+from worker.seams import TooLarge
 from worker.stores import MemoryStore
+from worker.telemetry import REGISTRY
 from worker.types import Embedding, EmbeddingKey, Fetched, Float32Rows, FramePlan, Pixels
 
 PLAN = FramePlan()
@@ -27,11 +32,57 @@ def sha256(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
-class BlackIsNotANumber(FakeEncoder):
+class BlackBecomes(FakeEncoder):
+    """Gives black rows an embedding of ``number`` in every dimension."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__()
+        self.number = number
+
     def encode_images(self, pixels: Pixels) -> Float32Rows:
         rows = super().encode_images(pixels)
-        rows[pixels.max(axis=(1, 2, 3)) == 0] = np.nan
+        rows[_black(pixels)] = self.number
         return rows
+
+
+class FailsOnBlackAndWhite(FakeEncoder):
+    def encode_images(self, pixels: Pixels) -> Float32Rows:
+        if _black(pixels).any() and (pixels == 255).all(axis=(1, 2, 3)).any():
+            raise ZeroDivisionError
+        return super().encode_images(pixels)
+
+
+class Gated(FakeEncoder):
+    """Each batch waits for the gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Semaphore(0)
+
+    def encode_images(self, pixels: Pixels) -> Float32Rows:
+        rows = super().encode_images(pixels)
+        assert self.gate.acquire(timeout=30)
+        return rows
+
+
+def _black(pixels: Pixels) -> NDArray[np.bool_]:
+    black: NDArray[np.bool_] = pixels.max(axis=(1, 2, 3)) == 0
+    return black
+
+
+class Late(MemoryStore):
+    """Says what it held when it was asked for ``late`` keys, but not before the gate opens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late = "nothing"
+        self.gate = asyncio.Event()
+
+    async def get(self, keys: Sequence[str]) -> Sequence[bytes | None]:
+        values = await super().get(keys)
+        if any(key.startswith(self.late) for key in keys):
+            await self.gate.wait()
+        return values
 
 
 @dataclass
@@ -66,10 +117,13 @@ def bench_of(
     encoder: FakeEncoder | None = None,
     keep: Callable[[Embedding], Awaitable[None]] | None = None,
     images_in_work: int = 8,
+    low_share: float = 0.5,
+    hosts: Hosts | None = None,
+    store: MemoryStore | None = None,
     ttl_seconds: float = 600.0,
 ) -> Bench:
     encoder = encoder or FakeEncoder()
-    stores: Stores = [("memory", MemoryStore())]
+    stores: Stores = [("memory", store or MemoryStore())]
     embeddings = EmbeddingCache(
         stores,
         dimension=encoder.info.dimension,
@@ -85,6 +139,7 @@ def bench_of(
     fetcher, decoder = FakeFetcher(), FakeDecoder()
     examiner = Examiner(
         fetcher=fetcher,
+        hosts=hosts or Hosts(slots=images_in_work, share=1.0),
         decoder=decoder,
         encoder=encoder,
         embeddings=embeddings,
@@ -93,6 +148,7 @@ def bench_of(
         ),
         keep=keep or published,
         images_in_work=images_in_work,
+        low_share=low_share,
         batch_rows=8,
         batch_wait_seconds=0,
         batches_in_flight=2,
@@ -104,6 +160,11 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.001)
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 async def fails(asking: Awaitable[Examined]) -> ErrorCode:
@@ -137,13 +198,55 @@ async def test_content_under_two_urls_is_embedded_once() -> None:
     with bench.running():
         askers = [asyncio.create_task(bench.examiner.by_url(url, PLAN)) for url in (URL, OTHER)]
         await until(lambda: len(bench.fetcher.asked) == 2 and bench.encoder.images == [1])
-        for _ in range(20):  # the second one has its body by now and asks for the embedding
-            await asyncio.sleep(0)
+        await settle()  # the second one has its body by now and asks for the embedding
         publishing.set()
         examined = await asyncio.gather(*askers)
     assert bench.decoder.decoded == [b"red"]
     assert bench.encoder.images == [1]
     assert sorted(each.tier for each in examined) == ["in_flight", "none"]
+
+
+async def test_url_is_not_fetched_again_for_a_look_up_that_began_before_its_flight_landed() -> None:
+    store = Late()
+    bench = bench_of(store=store)
+    bench.serve(URL, b"red")
+    fetching = bench.fetcher.hold(URL)
+    with bench.running():
+        first = asyncio.create_task(bench.examiner.by_url(URL, PLAN))
+        await until(lambda: bench.fetcher.active == 1)
+        store.late = "url:"
+        second = asyncio.create_task(bench.examiner.by_url(URL, PLAN))
+        await settle()
+        fetching.set()
+        await first
+        store.gate.set()
+        assert (await second).tier == "in_flight"
+    assert len(bench.fetcher.asked) == 1
+
+
+@pytest.mark.parametrize("second_way", ["by_content", "by_url"])
+async def test_content_is_not_embedded_again_for_a_look_up_that_began_before_its_flight_landed(
+    second_way: str,
+) -> None:
+    store, publishing = Late(), asyncio.Event()
+    bench = bench_of(store=store, keep=lambda _: publishing.wait())  # type: ignore[arg-type, return-value]
+    bench.serve(URL, b"red")
+    bench.serve(OTHER, b"red")
+    ways = {
+        "by_content": lambda url: bench.examiner.by_content(b"red", PLAN),
+        "by_url": lambda url: bench.examiner.by_url(url, PLAN),
+    }
+    with bench.running():
+        first = asyncio.create_task(ways[second_way](URL))
+        await until(lambda: bench.encoder.images == [1])
+        store.late = "embedding:"
+        second = asyncio.create_task(ways[second_way](OTHER))
+        await settle()
+        publishing.set()
+        await first
+        store.gate.set()
+        assert (await second).tier == "in_flight"
+    assert bench.decoder.decoded == [b"red"]
 
 
 async def test_each_plan_of_a_content_has_an_embedding_of_its_own() -> None:
@@ -177,6 +280,15 @@ async def test_url_seen_a_moment_ago_is_not_fetched_again() -> None:
     assert (first.tier, second.tier) == ("none", "memory")
     assert first.embedding.rows.tobytes() == second.embedding.rows.tobytes()
     assert second.timings_ms == {}
+
+
+async def test_url_in_the_cache_is_answered_by_it_to_all_who_ask_at_once() -> None:
+    bench = bench_of()
+    bench.serve(URL, b"red")
+    with bench.running():
+        await bench.examiner.by_url(URL, PLAN)
+        examined = await asyncio.gather(*(bench.examiner.by_url(URL, PLAN) for _ in range(3)))
+    assert [each.tier for each in examined] == ["memory"] * 3
 
 
 async def test_content_seen_under_another_url_is_not_decoded_again() -> None:
@@ -304,18 +416,30 @@ async def test_cached_embedding_is_not_published_again() -> None:
     assert len(bench.kept) == 1
 
 
-async def test_embedding_that_is_not_finite_is_neither_published_nor_cached() -> None:
-    bench = bench_of(encoder=BlackIsNotANumber())
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (np.nan, ErrorCode.EMBEDDING_NOT_FINITE),
+        (np.inf, ErrorCode.EMBEDDING_NOT_FINITE),
+        (-np.inf, ErrorCode.EMBEDDING_NOT_FINITE),
+        (1e6, ErrorCode.EMBEDDING_NOT_FINITE),  # infinite as float16
+        (0.0, ErrorCode.EMBED_FAILED),
+        (1.0, ErrorCode.EMBED_FAILED),
+    ],
+)
+async def test_embedding_that_cannot_be_right_is_neither_used_nor_published_nor_cached(
+    number: float, code: ErrorCode
+) -> None:
+    bench = bench_of(encoder=BlackBecomes(number))
     with bench.running():
-        code = await fails(bench.examiner.by_content(b"red black", PLAN))
+        assert await fails(bench.examiner.by_content(b"red black", PLAN)) == code
         assert not await bench.cached(b"red black")
         assert (await bench.examiner.by_content(b"red", PLAN)).tier == "none"
-    assert code == ErrorCode.EMBEDDING_NOT_FINITE
     assert [embedding.key.sha256 for embedding in bench.kept] == [sha256(b"red")]
 
 
 async def test_image_in_the_batch_of_one_that_is_not_finite_is_unharmed() -> None:
-    bench = bench_of(encoder=BlackIsNotANumber())
+    bench = bench_of(encoder=BlackBecomes(np.nan))
     with bench.running():
         black, red = await asyncio.gather(
             bench.examiner.by_content(b"black", PLAN),
@@ -324,6 +448,32 @@ async def test_image_in_the_batch_of_one_that_is_not_finite_is_unharmed() -> Non
         )
     assert isinstance(black, Unexaminable)
     assert isinstance(red, Examined)
+
+
+async def test_image_in_the_batch_of_one_that_the_model_fails_on_is_unharmed() -> None:
+    bench = bench_of(encoder=FailsOnBlackAndWhite())
+    with bench.running():
+        bad, red = await asyncio.gather(
+            bench.examiner.by_content(b"black white", PLAN),
+            bench.examiner.by_content(b"red", PLAN),
+            return_exceptions=True,
+        )
+        assert not await bench.cached(b"black white")
+    assert isinstance(bad, Unexaminable)
+    assert bad.code == ErrorCode.EMBED_FAILED
+    assert isinstance(red, Examined)
+
+
+async def test_embedding_too_large_for_its_topic_is_used_once_and_not_cached() -> None:
+    async def keep(_: Embedding) -> None:
+        raise TooLarge("a message of 2000000 bytes")
+
+    bench = bench_of(keep=keep)
+    before = REGISTRY.get_sample_value("imagewarden_embeddings_too_large_total") or 0
+    with bench.running():
+        assert (await bench.examiner.by_content(b"red", PLAN)).tier == "none"
+        assert not await bench.cached(b"red")
+    assert REGISTRY.get_sample_value("imagewarden_embeddings_too_large_total") == before + 1
 
 
 # ---------------------------------------------------------------- bounds and failures
@@ -380,6 +530,141 @@ async def test_image_that_failed_gives_its_place_back() -> None:
         for _ in range(3):
             assert await fails(bench.examiner.by_content(b"mauve", PLAN)) == ErrorCode.UNDECODABLE
         assert (await bench.examiner.by_content(b"red", PLAN)).tier == "none"
+
+
+async def test_image_that_nobody_waits_for_any_more_gives_its_place_back() -> None:
+    bench = bench_of(images_in_work=1)
+    bench.serve(URL, b"red")
+    bench.serve(OTHER, b"blue")
+    bench.fetcher.hold(URL)
+    with bench.running():
+        asking = asyncio.create_task(bench.examiner.by_url(URL, PLAN))
+        await until(lambda: bench.fetcher.active == 1)
+        asking.cancel()
+        assert (await bench.examiner.by_url(OTHER, PLAN)).tier == "none"
+        assert bench.fetcher.active == 0
+
+
+# ---------------------------------------------------------------- live traffic and the rest
+
+
+@pytest.mark.parametrize("priority", [1, 2])
+async def test_all_that_is_not_live_holds_no_more_than_its_share(priority: int) -> None:
+    bench = bench_of(images_in_work=4, low_share=0.3)
+    urls = hold_all(bench, 10)
+    bench.serve(URL, b"red")
+    with bench.running():
+        backfill = ask_all(bench, urls, priority=priority)
+        await settle()
+        assert bench.fetcher.active == 2  # 0.3 of 4, rounded up
+        assert (await bench.examiner.by_url(URL, PLAN)).tier == "none"
+        release_all(bench)
+        await asyncio.gather(*backfill)
+
+
+async def test_live_image_goes_before_those_that_waited_longer() -> None:
+    bench = bench_of(images_in_work=1, low_share=1.0)
+    urls = hold_all(bench, 4)
+    with bench.running():
+        askers = []
+        for url, priority in zip(urls, (2, 2, 1, 0), strict=True):
+            askers += ask_all(bench, [url], priority=priority)
+            await settle()
+        release_all(bench)
+        await asyncio.gather(*askers)
+    assert [url for url, _ in bench.fetcher.asked] == [urls[0], urls[3], urls[2], urls[1]]
+
+
+async def test_live_image_goes_through_the_model_before_those_that_waited_for_it_longer() -> None:
+    encoder = Gated()
+    bench = bench_of(encoder=encoder, low_share=1.0)
+    asking: list[asyncio.Task[Examined]] = []
+    with bench.running():
+        # two batches are in the model, the others wait
+        for rows, priority in ((8, 0), (7, 0), (6, 2), (5, 0)):
+            image = bench.examiner.by_content(b"red " * rows, PLAN, priority=priority)
+            asking.append(asyncio.create_task(image))
+            await until(lambda: len(bench.decoder.decoded) == len(asking))
+            await settle()
+        await until(lambda: len(encoder.images) == 2)
+        encoder.gate.release()
+        await until(lambda: len(encoder.images) == 3)
+        encoder.gate.release(3)
+        await asyncio.gather(*asking)
+    assert encoder.images == [8, 7, 5, 6]
+
+
+async def test_live_image_from_a_host_that_a_backfill_is_busy_with_is_fetched_at_once() -> None:
+    bench = bench_of(images_in_work=8, low_share=0.25, hosts=Hosts(slots=8, share=0.5))
+    urls = hold_all(bench, 20)
+    bench.serve(URL, b"red")
+    with bench.running():
+        backfill = ask_all(bench, urls, priority=2)
+        await settle()
+        assert (await bench.examiner.by_url(URL, PLAN)).tier == "none"
+        release_all(bench)
+        await asyncio.gather(*backfill)
+
+
+def hold_all(bench: Bench, count: int) -> list[str]:
+    """URLs that serve pictures of their own once they are released."""
+    urls = [f"http://images.test/held/{number}" for number in range(count)]
+    for number, url in enumerate(urls):
+        bench.serve(url, b"red " * (number + 1))
+        bench.fetcher.hold(url)
+    return urls
+
+
+def release_all(bench: Bench) -> None:
+    for gate in bench.fetcher.gates.values():
+        gate.set()
+
+
+def ask_all(
+    bench: Bench, urls: Sequence[str], *, priority: int = 0
+) -> list[asyncio.Task[Examined]]:
+    return [
+        asyncio.create_task(bench.examiner.by_url(url, PLAN, priority=priority)) for url in urls
+    ]
+
+
+# ---------------------------------------------------------------- hosts
+
+
+async def test_host_that_never_answers_holds_up_no_image_of_the_others() -> None:
+    hosts = Hosts(slots=8, share=0.5, silence_seconds=0.01, breaker_seconds=3600)
+    bench = bench_of(images_in_work=8, hosts=hosts)
+    dead = [f"http://dead.test/{number}" for number in range(50)]
+    alive = [f"http://alive{number % 5}.test/{number}" for number in range(50)]
+    for url in dead:
+        bench.fetcher.hold(url)
+    for number, url in enumerate(alive):
+        bench.serve(url, b"red " * (number + 1))
+    with bench.running():
+        of_dead = ask_all(bench, dead)
+        await until(lambda: bench.fetcher.active == 4)
+        examined = await asyncio.gather(*ask_all(bench, alive))
+        assert [each.tier for each in examined] == ["none"] * 50
+        await until(lambda: sum(task.done() for task in of_dead) == 46)
+        assert bench.fetcher.active == 4  # these have a place until the fetcher's own deadline
+        for error in [task.exception() for task in of_dead if task.done()]:
+            assert isinstance(error, Unexaminable)
+            assert (error.code, error.retryable) == (ErrorCode.HOST_UNAVAILABLE, True)
+
+
+async def test_place_of_a_host_is_free_as_soon_as_the_download_has_ended() -> None:
+    publishing = asyncio.Event()
+    bench = bench_of(
+        keep=lambda _: publishing.wait(),  # type: ignore[arg-type, return-value]
+        hosts=Hosts(slots=8, share=0.01),
+    )
+    bench.serve(URL, b"red")
+    bench.serve(OTHER, b"blue")
+    with bench.running():
+        askers = ask_all(bench, [URL, OTHER])
+        await until(lambda: len(bench.fetcher.asked) == 2)
+        publishing.set()
+        await asyncio.gather(*askers)
 
 
 async def test_stopping_ends_what_still_runs() -> None:

@@ -53,6 +53,53 @@ async def test_asker_that_gives_up_takes_nothing_from_the_others() -> None:
     assert first.cancelled()
 
 
+async def test_task_ends_when_its_last_asker_gives_up() -> None:
+    ended = asyncio.Event()
+
+    async def work() -> int:
+        try:
+            return await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    flights: Flights[str, int] = Flights()
+    askers = [asyncio.create_task(flights.join("key", work)) for _ in range(2)]
+    await asyncio.sleep(0)
+    askers[0].cancel()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not ended.is_set()
+    askers[1].cancel()
+    async with asyncio.timeout(10):
+        await ended.wait()
+
+
+async def test_asker_that_comes_while_a_task_is_being_cancelled_gets_one_of_its_own() -> None:
+    gate = asyncio.Event()
+
+    async def slow_to_end() -> int:
+        try:
+            return await asyncio.Event().wait()
+        finally:
+            await gate.wait()
+
+    async def work() -> int:
+        return 42
+
+    flights: Flights[str, int] = Flights()
+    first = asyncio.create_task(flights.join("key", slow_to_end))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    assert await flights.join("key", work) == (42, False)
+    second = asyncio.create_task(flights.join("key", gate.wait))
+    await asyncio.sleep(0)
+    gate.set()  # the first task ends only now, and takes nothing of the second's with it
+    assert await flights.join("key", work) == (True, True)
+    await second
+
+
 async def test_failure_reaches_every_asker() -> None:
     async def work() -> int:
         await asyncio.sleep(0)
