@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import structlog
+from kafka import KafkaConsumer
 from kafka.consumer.fetcher import ConsumerRecord
-from kafka.errors import KafkaConfigurationError, KafkaTimeoutError
+from kafka.errors import (
+    KafkaConfigurationError,
+    KafkaTimeoutError,
+    RetriableError,
+    SaslAuthenticationFailedError,
+    UnsupportedSaslMechanismError,
+)
 from kafka.future import Future
 from kafka.net.compat import KafkaNetClient
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.selector import NetworkSelector
+from kafka.record.default_records import DefaultRecordBatchBuilder
 
 from worker.errors import Misconfigured
-from worker.types import Record
+from worker.types import Message, Record
+from worker.unreadable import UNREADABLE_HEADER, ReadableRecords
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +45,73 @@ class Opened(NamedTuple):
     network: Any
 
 
+class _Connections(KafkaConnectionManager):  # type: ignore[misc]
+    """kafka-python's own tries for ever, whatever the reason; this one remembers a reason."""
+
+    failure: Exception | None = None
+
+    def get_connection(self, *args: object, **options: object) -> Any:
+        connection = super().get_connection(*args, **options)
+        if not connection.init_future.is_done:
+            connection.init_future.add_errback(self._remember)
+        return connection
+
+    async def _build_transport(self, *args: object, **options: object) -> Any:
+        transport = await super()._build_transport(*args, **options)
+        transport._sock = _LastWords(transport._sock)
+        return transport
+
+    def _remember(self, failure: Exception) -> None:
+        # A refusal stands: a broker that hangs up on us repeatedly does not say why every time
+        if self.failure is None or _refusal(self.failure) is None:
+            self.failure = failure
+
+
+class _LastWords:
+    """A socket whose end is not told in one breath with what was said before it: kafka-python
+    3.0.12 would throw that away, and it is where brokers say why they hang up on a login."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self._spoke = False
+
+    def recv(self, size: int) -> bytes:
+        spoke, self._spoke = self._spoke, False
+        data = self._socket.recv(size)
+        if not data and spoke:
+            raise BlockingIOError  # asked again, it is still at its end
+        self._spoke = bool(data)
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+
+def _refusal(failure: Exception) -> str | None:
+    """A sentence for what trying again does not cure."""
+    if isinstance(failure, SaslAuthenticationFailedError | UnsupportedSaslMechanismError):
+        return (
+            f"the brokers refuse our login ({failure}); check SASL_MECHANISM, SASL_USERNAME and "
+            "SASL_PASSWORD of IMAGEWARDEN_KAFKA_SECURITY"
+        )
+    # kafka-python makes an error of its own of what ssl raised
+    for cause in (failure.__context__, *failure.args):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return (
+                f"we refuse the brokers' certificate ({cause.verify_message}); check "
+                "IMAGEWARDEN_KAFKA_SECURITY__CA_FILE, and that IMAGEWARDEN_KAFKA__BOOTSTRAP has "
+                "the names in the certificate"
+            )
+        if isinstance(cause, ssl.SSLError) and not isinstance(
+            cause, ssl.SSLEOFError | ssl.SSLZeroReturnError
+        ):
+            return (
+                f"TLS with the brokers fails ({cause}); check that their listener is what "
+                "IMAGEWARDEN_KAFKA_SECURITY__PROTOCOL says, and whether they ask for a CERT_FILE"
+            )
+    return None
+
+
 def servers(bootstrap: str | Sequence[str]) -> str:
     """``host:port``, several of them with commas between."""
     return bootstrap if isinstance(bootstrap, str) else ",".join(bootstrap)
@@ -40,12 +120,16 @@ def servers(bootstrap: str | Sequence[str]) -> str:
 def open_client(kind: Callable[..., Any], **options: object) -> Opened:
     """Connect; blocks for ``_BOOTSTRAP_SECONDS`` at most.
 
-    Raises ``KafkaTimeoutError`` when no broker answers, ``Misconfigured`` for bad options.
+    Raises ``KafkaTimeoutError`` when no broker answers, ``Misconfigured`` for bad options and
+    where brokers and we refuse each other: for a password or a certificate, say.
     """
     networks: list[Any] = []
+    connections: list[_Connections] = []
 
     def network(**settings: object) -> Any:
-        networks.append(KafkaNetClient(**settings))
+        net = NetworkSelector(**settings)
+        connections.append(_Connections(net, **settings))
+        networks.append(KafkaNetClient(net=net, manager=connections[0]))
         return networks[0]
 
     try:
@@ -57,26 +141,34 @@ def open_client(kind: Callable[..., Any], **options: object) -> Opened:
             left_behind.close()
         if isinstance(error, ValueError | KafkaConfigurationError):
             raise Misconfigured(f"the Kafka client refuses its settings: {error}") from error
+        if isinstance(error, KafkaTimeoutError) and (failure := connections[0].failure):
+            if why := _refusal(failure):
+                raise Misconfigured(why) from failure
+            raise KafkaTimeoutError(f"{error.args[0]}: {failure}") from failure
         raise
     # kafka-python 3.0.12 does not hand its own option of this name on: a misspelled topic would
     # come into being, with one partition, wherever brokers create topics by themselves.
     networks[0].cluster.config["allow_auto_create_topics"] = False
+    if kind is KafkaConsumer:
+        client._fetcher.PartitionRecords = ReadableRecords
     return Opened(client, networks[0])
 
 
 async def until_reachable(attempt: Callable[[], Awaitable[T]], *, client: str, bootstrap: str) -> T:
-    """What ``attempt`` gives once a broker answers; cancel it to stop trying."""
+    """What ``attempt`` gives once a broker answers it; cancel it to stop trying."""
     delays = retry_delays()
     while True:
         try:
             return await attempt()
-        except KafkaTimeoutError as error:
+        except RetriableError as error:
             seconds = next(delays)
             log.warning(
                 "broker_unreachable",
                 client=client,
                 bootstrap=bootstrap,
                 error=str(error),
+                remedy="see that it is up, and that IMAGEWARDEN_KAFKA__BOOTSTRAP and "
+                "IMAGEWARDEN_KAFKA_SECURITY__PROTOCOL are right",
                 retry_in_seconds=seconds,
             )
             await asyncio.sleep(seconds)
@@ -118,4 +210,16 @@ def record_of(read: ConsumerRecord) -> Record:
         value=read.value,
         headers=tuple((name, value or b"") for name, value in read.headers),
         timestamp_ms=read.timestamp,
+        unreadable=next(
+            (why.decode() for name, why in read.headers if name == UNREADABLE_HEADER), None
+        ),
     )
+
+
+def size_of(message: Message) -> int:
+    """Bytes that it takes at most: in a batch of its own, uncompressed. The batch is what brokers
+    hold against ``max.message.bytes``."""
+    size = DefaultRecordBatchBuilder.estimate_size_in_bytes(
+        message.key, message.value, message.headers
+    )
+    return int(size)

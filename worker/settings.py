@@ -1,93 +1,39 @@
-"""Environment and file to frozen settings. Never built at import.
+"""What can be set, with its default and its meaning. Never built at import.
 
 Each setting is an environment variable ``IMAGEWARDEN_<SECTION>__<NAME>``, or an entry of a TOML
-file named by ``IMAGEWARDEN_CONFIG``; the environment wins. Names end in their unit. Unknown names
-are refused, in the file and in the environment: a typo must not mean the default.
+file named by ``IMAGEWARDEN_CONFIG``; the environment wins. Names end in their unit.
+``settings_load`` makes them from what the process was given.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import socket
-import tomllib
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from typing import Annotated, Literal
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
+    FilePath,
     PositiveFloat,
     PositiveInt,
     SecretStr,
-    ValidationError,
 )
 from pydantic_settings import (
     BaseSettings,
-    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
 
-from worker.egress import EgressPolicy
-from worker.errors import Misconfigured
+from worker.kafka_security import KafkaSecurity
+from worker.settings_values import HostPorts, Listed, Port, Ports, RandomKey, RedisUrl, Section
 
 PREFIX = "IMAGEWARDEN_"
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
 
-_REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
-_KEY_BYTES = 16
 
-
-def _split(value: object) -> object:
-    """``a,b`` in the environment, a list in the file."""
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-    return value
-
-
-def _of_redis(url: SecretStr) -> SecretStr:
-    written = url.get_secret_value()
-    if not written.startswith(_REDIS_SCHEMES):
-        raise ValueError(f"the URL must begin with one of {', '.join(_REDIS_SCHEMES)}")
-    try:
-        _ = urlsplit(written).port
-    except ValueError:  # whose message quotes what may be a password
-        raise ValueError(
-            "the URL has no valid port; in a password, write / # ? @ : as %2F %23 %3F %40 %3A"
-        ) from None
-    return url
-
-
-def _long_enough(key: SecretStr) -> SecretStr:
-    if (length := len(key.get_secret_value().encode())) < _KEY_BYTES:
-        raise ValueError(f"it has {length} bytes; write at least {_KEY_BYTES}, chosen at random")
-    return key
-
-
-def _literal(pairs: tuple[str, ...]) -> tuple[str, ...]:
-    try:
-        EgressPolicy(allow=pairs)
-    except Misconfigured as error:
-        raise ValueError(str(error)) from None
-    return pairs
-
-
-Listed = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-Port = Annotated[int, Field(ge=0, le=65535)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class KafkaSettings(_Section):
+class KafkaSettings(Section):
     bootstrap: Listed = ("localhost:9092",)
     """Brokers to begin with, as host:port."""
     group: str = "imagewarden"
@@ -97,7 +43,11 @@ class KafkaSettings(_Section):
     verdicts_topic: str = "moderation.verdicts"
     """A verdict for each request."""
     dead_letters_topic: str = "moderation.dead-letters"
-    """Records that are no requests."""
+    """Records that are no requests, or that no process survives."""
+    retries_topic: str = "moderation.retries"
+    """Requests that will be tried again."""
+    backfill_topic: str | None = None
+    """Requests that wait for all others: read where this is set."""
     embeddings_topic: str = "moderation.embeddings"
     """What is kept of each image."""
     session_timeout_seconds: PositiveFloat = 30.0
@@ -108,11 +58,20 @@ class KafkaSettings(_Section):
     """The largest message the topics take: a dead letter is a request and the reason."""
     commit_interval_seconds: PositiveFloat = 0.5
     """Offsets are committed so often; what lies in between is read again after a crash."""
+    transaction_interval_seconds: PositiveFloat = 0.1
+    """With exactly_once: how long verdicts wait for others to share their transaction."""
+    transaction_timeout_seconds: PositiveFloat = 30.0
+    """With exactly_once: when brokers give up the transaction of a worker that died. Until then
+    those who read committed data wait."""
+    transactional_id: str | None = None
+    """With exactly_once: one for each worker that runs at a time, kept across its restarts, so
+    that its unfinished transaction ends at once; unset, made of the group and `worker`."""
 
 
-class RedisSettings(_Section):
-    url: Annotated[SecretStr, AfterValidator(_of_redis)] | None = None
-    """Unset: only the in-process tier. rediss:// for TLS; user and password in the URL."""
+class RedisSettings(Section):
+    url: RedisUrl | None = None
+    """Unset: only the in-process tier. User and password go into the URL; rediss:// is TLS, with
+    an authority of your own as rediss://…/0?ssl_ca_certs=/path/to/ca.pem."""
     timeout_seconds: PositiveFloat = 0.1
     """Slower than this is as good as away: the image is fetched instead."""
     breaker_seconds: PositiveFloat = 2.0
@@ -121,7 +80,7 @@ class RedisSettings(_Section):
     """Of every key."""
 
 
-class CacheSettings(_Section):
+class CacheSettings(Section):
     memory_max_bytes: PositiveInt = 64 * 2**20
     """What the in-process tier holds, overheads included."""
     embedding_ttl_seconds: PositiveFloat = 30 * 86400.0
@@ -130,29 +89,56 @@ class CacheSettings(_Section):
     """How long a URL is believed to serve what it served; 0 turns that off."""
     url_revalidate_seconds: Annotated[float, Field(ge=0)] = 86400.0
     """How long a URL with an ETag is remembered, to ask whether it changed."""
-    url_key: Annotated[SecretStr, AfterValidator(_long_enough)] | None = None
+    url_key: RandomKey | None = None
     """Keys the hashes that stand in for URLs. Unset, each process takes a random one, and workers
     do not share what they know of URLs (of contents they do)."""
 
 
-class FetchSettings(_Section):
+class FetchSettings(Section):
     total_timeout_seconds: PositiveFloat = 15.0
     """For a download with all its redirects and retries."""
     connect_timeout_seconds: PositiveFloat = 3.0
     """For connecting, in one attempt."""
+    read_timeout_seconds: PositiveFloat = 5.0
+    """Nothing received for so long ends an attempt, and leaves time for another."""
     max_bytes: PositiveInt = 20 * 2**20
     """Of a body, before and after it is decompressed."""
-    max_redirects: Annotated[int, Field(ge=0, le=10)] = 3
+    max_redirects: Annotated[int, Field(ge=0, le=3)] = 3
     """Each is judged anew; 0 follows none."""
     attempts: PositiveInt = 3
     """Tries in all, the first included."""
-    ports: Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split)] = (80, 443)
+    ports: Ports = (80, 443)
     """Ports that may be connected to."""
-    allow: Annotated[Listed, AfterValidator(_literal)] = ()
+    allow: HostPorts = ()
     """host:port pairs that may be reached although they are not public; exactly these."""
+    egress_proxy: SecretStr | None = None
+    """An HTTP proxy that everything goes through, as http://[user:password@]host:port. Addresses
+    are judged here all the same."""
+    ca_file: FilePath | None = None
+    """PEM file of certificate authorities that are believed besides the public ones."""
 
 
-class DecodeSettings(_Section):
+class HostSettings(Section):
+    """What one image host may take of a worker."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Of the images in work, at most so many are from one host. 1 where all come from one."""
+    failures: PositiveInt = 5
+    """So many in a row that may pass (no answer, 5xx), and the host is left alone."""
+    silence_seconds: PositiveFloat = 3.0
+    """Using its share, and ending no download for so long, it is left alone too."""
+    breaker_seconds: PositiveFloat = 10.0
+    """How long it is left alone: its requests are undetermined, and tried again later."""
+
+
+class RetrySettings(Section):
+    attempts: Annotated[int, Field(ge=0)] = 3
+    """How often a request is tried again when its failure may pass; 0 turns that off."""
+    delay_seconds: PositiveFloat = 60.0
+    """Before each of them."""
+
+
+class DecodeSettings(Section):
     processes: PositiveInt = 2
     """Children that decode; about one for each core that the model leaves."""
     timeout_seconds: PositiveFloat = 5.0
@@ -163,7 +149,7 @@ class DecodeSettings(_Section):
     """Width times height of one frame; larger images are not decoded."""
 
 
-class ModelSettings(_Section):
+class ModelSettings(Section):
     name: str | None = None
     """`pocket`, or an open_clip name and tag such as ViT-L-14/datacomp_xl_s13b_b90k. Unset, it is
     the one that the first policy was written for."""
@@ -181,16 +167,25 @@ class ModelSettings(_Section):
     """The longest the first image of a batch waits for others."""
 
 
-class WorkSettings(_Section):
+class WorkSettings(Section):
     in_flight: PositiveInt = 256
     """Records between poll and commit."""
     images: PositiveInt = 48
     """Images between the start of their download and the end of their embedding."""
+    low_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Of the images in work, at most so many are tried again or from a backfill, so that live
+    requests find a place. 1 for a worker that does nothing live."""
     drain_seconds: PositiveFloat = 20.0
     """How long work in flight may take to finish when stopping or losing partitions."""
+    max_rejected_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """More dead letters than this among recent records, and the worker stops; 1 never stops."""
+    rejected_window: PositiveInt = 200
+    """How many records are recent."""
+    poison_deaths: PositiveInt = 3
+    """Processes that may die with a record in flight before it is tried alone."""
 
 
-class HttpSettings(_Section):
+class HttpSettings(Section):
     """Where /metrics, /livez and /readyz are served."""
 
     host: str = "127.0.0.1"
@@ -199,7 +194,7 @@ class HttpSettings(_Section):
     """0 takes a free one, which the log names."""
 
 
-class LogSettings(_Section):
+class LogSettings(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Of the worker's own lines; other libraries log from warning on."""
     format: Literal["auto", "console", "json"] = "auto"
@@ -214,16 +209,23 @@ class Settings(BaseSettings):
         frozen=True,
         case_sensitive=False,
         use_attribute_docstrings=True,
+        hide_input_in_errors=True,
     )
 
     policies: Listed = ("policies/default.yaml",)
     """Policy files; requests that name none get the first."""
     worker: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
     """Named in verdicts and logs, and as the consumer's client id."""
+    delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
+    """exactly_once: who reads committed data sees each verdict once, in the order of the requests;
+    a slow image then holds up those behind it."""
     kafka: KafkaSettings = KafkaSettings()
+    kafka_security: KafkaSecurity = KafkaSecurity()
     redis: RedisSettings = RedisSettings()
     cache: CacheSettings = CacheSettings()
     fetch: FetchSettings = FetchSettings()
+    host: HostSettings = HostSettings()
+    retry: RetrySettings = RetrySettings()
     decode: DecodeSettings = DecodeSettings()
     model: ModelSettings = ModelSettings()
     work: WorkSettings = WorkSettings()
@@ -244,55 +246,3 @@ class Settings(BaseSettings):
         if file:
             sources += (TomlConfigSettingsSource(settings_cls, Path(file)),)
         return sources
-
-
-def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
-    """The settings of this process; ``overrides`` (of the command line) win over all.
-
-    Raises ``Misconfigured`` with a sentence for each wrong setting, naming the variable.
-    """
-    _refuse_unknown_variables()
-    file = os.environ.get(CONFIG_VARIABLE)
-    if file and not Path(file).is_file():
-        raise Misconfigured(f"{CONFIG_VARIABLE} names {file}, which is not a file")
-    try:
-        return Settings(**(overrides or {}))
-    except tomllib.TOMLDecodeError as error:
-        raise Misconfigured(f"{file} is not TOML: {error}") from None
-    except ValidationError as error:
-        problems = error.errors(include_url=False, include_input=False)
-        raise Misconfigured("\n".join(_sentence(problem) for problem in problems)) from None
-
-
-def _sentence(problem: Mapping[str, Any]) -> str:
-    location = [str(part) for part in problem["loc"] if isinstance(part, str)]
-    known = list(variables())
-    name = PREFIX + "__".join(location).upper()
-    if problem["type"] == "extra_forbidden":
-        return f"{'.'.join(location)} is no setting{_nearest(name, known)}"
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    return f"{name} is wrong: {message}"
-
-
-def variables() -> Iterator[str]:
-    """The environment variable of each setting."""
-    for name, field in Settings.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, _Section):
-            for inner in annotation.model_fields:
-                yield f"{PREFIX}{name}__{inner}".upper()
-        else:
-            yield f"{PREFIX}{name}".upper()
-
-
-def _refuse_unknown_variables() -> None:
-    known = {*variables(), CONFIG_VARIABLE}
-    for name in os.environ:
-        if name.upper().startswith(PREFIX) and name.upper() not in known:
-            raise Misconfigured(f"{name} is no setting{_nearest(name, sorted(known))}")
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name.upper(), known, n=1)
-    return f"; did you mean {near[0]}?" if near else "; README.md lists them"

@@ -68,7 +68,9 @@ class Located:
             self._wrong(f"a number from {low:g} to {high:g}")
             return None
         if not low <= self.value <= high:  # nor is NaN
-            self.refuse(f"{self.name} is {self.value}; write a number from {low:g} to {high:g}")
+            self.refuse(
+                f"{self.name} is {_shown(self.value)}; write a number from {low:g} to {high:g}"
+            )
             return None
         return float(self.value)
 
@@ -77,7 +79,9 @@ class Located:
             self._wrong(f"a whole number from {low} to {high}")
             return default
         if not low <= self.value <= high:
-            self.refuse(f"{self.name} is {self.value}; write a whole number from {low} to {high}")
+            self.refuse(
+                f"{self.name} is {_shown(self.value)}; write a whole number from {low} to {high}"
+            )
             return default
         return int(self.value)
 
@@ -123,11 +127,11 @@ class Located:
         found = []
         for key, value in self.value.items():
             place = _place(self.value, key)
-            at_key = self._at(place[:2], key, f"key `{key}`")
+            at_key = self._at(place[:2], key, f"key {_shown(key)}")
             if isinstance(key, str) and key.strip():
                 found.append((at_key, self._at(place[2:], value, f"`{key}`")))
             else:
-                at_key.refuse(f"the key {key!r} is not a text; put it in quotes")
+                at_key.refuse(f"the key {_shown(key)} is not a text; put it in quotes")
         return found
 
     def fields(
@@ -196,7 +200,8 @@ def _load(raw: bytes, note: Callable[[int, int, str], None]) -> object:
         note(1, 1, f"this is not YAML: {' '.join(str(error).split())}")
     except RecursionError:
         note(1, 1, "the file is nested too deeply; a policy needs no more than six levels")
-    except ValueError as error:  # a scalar tagged as a type that it is not, or an endless number
+    # A scalar tagged as a type that it is not, an endless number, or one without digits (0x_)
+    except (ValueError, LookupError) as error:
         note(1, 1, f"a value could not be read: {error}")
     return ABSENT
 
@@ -212,6 +217,13 @@ def _place(container: object, key: object) -> Sequence[int]:
         places: Mapping[object, Sequence[int]] = container.lc.data or {}
         return places.get(key, ())
     return ()
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python prints no more than 4300 digits; in base 8 more can be written
+        return "endless"
 
 
 def _kind(value: object) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from worker.errors import Misconfigured
-from worker.settings import load_settings, variables
+from worker.settings_load import load_settings, variables
 
 
 def test_environment_sets_a_nested_setting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,11 +68,91 @@ def test_wrong_file_is_refused(
         load_settings()
 
 
+SECRETS = {
+    "redis": {"url": "redis://:hunter2@host/0"},
+    "cache": {"url_key": "hunter2" * 3},
+    "kafka_security": {
+        "protocol": "SASL_SSL",
+        "cert_file": __file__,
+        "key_password": "hunter2",
+        "sasl_mechanism": "PLAIN",
+        "sasl_username": "worker",
+        "sasl_password": "hunter2",
+    },
+}
+
+
 def test_secrets_do_not_show() -> None:
-    settings = load_settings(
-        {"redis": {"url": "redis://:hunter2@host/0"}, "cache": {"url_key": "hunter2" * 3}}
-    )
-    assert "hunter2" not in repr(settings)
+    settings = load_settings(SECRETS)
+    shown = f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
+    assert "hunter2" not in shown
+    assert settings.kafka_security.sasl_password is not None
+    assert settings.kafka_security.sasl_password.get_secret_value() == "hunter2"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"redis": {"url": "http://:hunter2@host"}},
+        {"redis": {"url": "redis://:hunter2/x@host"}},
+        {"redis": {"url": ["hunter2"]}},
+        {"cache": {"url_key": "hunter2"}},
+        {"kafka_security": {"sasl_password": "hunter2"}},
+        {"kafka_security": {"sasl_password": ["hunter2"]}},
+        {"kafka_security": {"protocol": "SSL", "key_password": "hunter2"}},
+        {"kafka_security": {"protocol": "SSL", "sasl_password": "hunter2"}},
+    ],
+)
+def test_secrets_do_not_show_in_the_sentence_that_refuses_them(wrong: dict[str, object]) -> None:
+    with pytest.raises(Misconfigured) as refused:
+        load_settings(wrong)
+    assert "hunter2" not in f"{refused.value!r} {refused.value.__context__ or ''}"
+
+
+@pytest.mark.parametrize(
+    ("security", "sentence"),
+    [
+        ({"protocol": "tls"}, "'PLAINTEXT', 'SSL', 'SASL_PLAINTEXT' or 'SASL_SSL'"),
+        (
+            {"protocol": "sasl_ssl", "sasl_username": "worker"},
+            "with PROTOCOL SASL_SSL, set SASL_MECHANISM, SASL_PASSWORD",
+        ),
+        ({"sasl_username": "worker"}, "with PROTOCOL PLAINTEXT, nothing uses SASL_USERNAME"),
+        (
+            {"protocol": "SSL", "sasl_username": "worker"},
+            "with PROTOCOL SSL, nothing uses SASL_USERNAME",
+        ),
+        (
+            {
+                "protocol": "SASL_PLAINTEXT",
+                "sasl_mechanism": "PLAIN",
+                "sasl_username": "worker",
+                "sasl_password": "x",
+                "ca_file": __file__,
+            },
+            "with PROTOCOL SASL_PLAINTEXT, nothing uses CA_FILE",
+        ),
+        ({"protocol": "SSL", "key_file": __file__}, "CERT_FILE"),
+        ({"protocol": "SSL", "ca_file": "/nowhere.pem"}, "IMAGEWARDEN_KAFKA_SECURITY__CA_FILE"),
+    ],
+)
+def test_security_settings_that_do_not_go_together_are_refused(
+    security: dict[str, str], sentence: str
+) -> None:
+    with pytest.raises(Misconfigured) as refused:
+        load_settings({"kafka_security": security})
+    assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize("setting", ["ca_file", "cert_file"])
+def test_a_file_that_is_no_certificate_is_refused_by_its_setting(setting: str) -> None:
+    security = load_settings({"kafka_security": {"protocol": "SSL", setting: __file__}})
+    with pytest.raises(Misconfigured, match=f"IMAGEWARDEN_KAFKA_SECURITY__{setting.upper()}"):
+        security.kafka_security.options()
+
+
+def test_without_security_settings_kafka_is_spoken_to_in_plain() -> None:
+    assert load_settings().kafka_security.options() == {"security_protocol": "PLAINTEXT"}
 
 
 def test_every_setting_has_one_variable() -> None:

@@ -74,6 +74,7 @@ async def replay_letters(settings: Settings, places: Sequence[str], reason: str 
         bootstrap=settings.kafka.bootstrap,
         client_id=settings.worker,
         max_message_bytes=settings.kafka.message_max_bytes,
+        options=settings.kafka_security.options(),
     )
     replayed = 0
     try:
@@ -97,6 +98,7 @@ async def _letters(
         bootstrap=settings.kafka.bootstrap,
         topic=settings.kafka.dead_letters_topic,
         client_id=settings.worker,
+        options=settings.kafka_security.options(),
     )
     async with reader:
         async for record in reader.read_all():

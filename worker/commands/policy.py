@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from worker.app import load_model
+from worker.assembly import load_model
 from worker.calibrate import CategoryReport, calibrate_policy
 from worker.commands.render import Exit, progress_bar
 from worker.errors import Misconfigured

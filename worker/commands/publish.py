@@ -46,6 +46,7 @@ async def publish(
         bootstrap=settings.kafka.bootstrap,
         topic=settings.kafka.verdicts_topic,
         client_id=settings.worker,
+        options=settings.kafka_security.options(),
     )
     async with reader:
         answers = await reader.follow()  # from before the first request, so that none is missed
@@ -78,6 +79,7 @@ async def send(settings: Settings, requests: Iterable[Request]) -> None:
         bootstrap=settings.kafka.bootstrap,
         client_id=settings.worker,
         max_message_bytes=settings.kafka.message_max_bytes,
+        options=settings.kafka_security.options(),
     )
     try:
         await publisher.start()

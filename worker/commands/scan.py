@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from PIL import Image
 
-from worker.app import examiner_of, load_model
+from worker.assembly import examiner_of, load_model
 from worker.commands.render import Exit, Format, exit_code, print_verdicts, progress_bar
 from worker.egress import public_url
 from worker.errors import Misconfigured
