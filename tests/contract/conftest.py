@@ -1,7 +1,9 @@
-"""The embedded servers, one of each kind per test process, stopped whatever happens."""
+"""The embedded servers, one of each kind per test process, stopped whatever happens; and Apache
+Kafka, where there is one."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -10,10 +12,24 @@ from worker.embedded import embedded_broker, embedded_redis
 
 
 @pytest.fixture(scope="session")
-def broker_address() -> Iterator[str]:
-    """``host:port`` of a Kafka-compatible broker. Use topics and groups of your own."""
+def embedded_address() -> Iterator[str]:
+    """``host:port`` of a Kafka-compatible broker."""
     with embedded_broker() as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def apache_address() -> str:
+    """``host:port`` of each broker of Apache Kafka, with commas between."""
+    if (address := os.environ.get("KAFKA_BOOTSTRAP")) is None:
+        pytest.skip("KAFKA_BOOTSTRAP names no Apache Kafka; make test-kafka starts one")
+    return address
+
+
+@pytest.fixture(params=["embedded", "apache"])
+def broker_address(request: pytest.FixtureRequest) -> str:
+    """Of a broker. Use topics and groups of your own."""
+    return str(request.getfixturevalue(f"{request.param}_address"))
 
 
 @pytest.fixture(scope="session")

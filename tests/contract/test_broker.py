@@ -1,91 +1,42 @@
-"""What the pipeline relies on from source and publisher, on the fake and on a real broker."""
+"""What the pipeline relies on from source and publisher, on the fake and on real brokers."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
-from contextlib import asynccontextmanager
-from typing import Protocol
+from collections.abc import AsyncIterator
 
 import pytest
 import structlog
 
-from tests.fakes_broker import FakeBroker, FakePublisher, FakeSource
-from worker.commit import Watermarks
+from tests.contract.members import (
+    MAX_MESSAGE_BYTES,
+    PATIENCE_SECONDS,
+    FakeKit,
+    KafkaKit,
+    Kit,
+    Member,
+    fresh_topic,
+    member,
+    publish,
+    seen,
+)
 from worker.embedded import embedded_broker
 from worker.errors import Misconfigured
 from worker.publish import KafkaPublisher, Undelivered
-from worker.rebalance import Drain, Forget
+from worker.seams import Publisher, TooLarge
 from worker.source import KafkaSource
-from worker.topics import ensure_topics
-from worker.types import Message, Publisher, Record, Source, TooLarge, TopicPartition
+from worker.types import Message, OffsetAndMetadata, TopicPartition
 
-SESSION_SECONDS = 2.0  # the embedded broker lets a member join after half of it
 POLLS_PAST_THE_SESSION = 30  # each takes a tenth of a second where time counts
-PATIENCE_SECONDS = 60.0
-MAX_MESSAGE_BYTES = 1024 * 1024
 
 
-class StartableSource(Source, Protocol):
-    async def start(self, *, drain: Drain, forget: Forget) -> None: ...
-
-
-class StartablePublisher(Publisher, Protocol):
-    async def start(self) -> None: ...
-
-
-class Kit(Protocol):
-    async def create(self, topic: str, partitions: int) -> None: ...
-
-    def source(self, topic: str, group: str) -> StartableSource: ...
-
-    def publisher(self) -> StartablePublisher: ...
-
-
-class FakeKit:
-    def __init__(self) -> None:
-        self._broker = FakeBroker(max_message_bytes=MAX_MESSAGE_BYTES)
-
-    async def create(self, topic: str, partitions: int) -> None:
-        self._broker.create(topic, partitions)
-
-    def source(self, topic: str, group: str) -> StartableSource:
-        return FakeSource(self._broker, topics=[topic], group=group)
-
-    def publisher(self) -> StartablePublisher:
-        return FakePublisher(self._broker)
-
-
-class KafkaKit:
-    def __init__(self, address: str) -> None:
-        self._address = address
-
-    async def create(self, topic: str, partitions: int) -> None:
-        await ensure_topics(self._address, {topic: partitions})
-
-    def source(self, topic: str, group: str) -> StartableSource:
-        return KafkaSource(
-            bootstrap=self._address,
-            topics=[topic],
-            group=group,
-            client_id="contract",
-            session_timeout_seconds=SESSION_SECONDS,
-        )
-
-    def publisher(self) -> StartablePublisher:
-        return KafkaPublisher(
-            bootstrap=self._address, client_id="contract", max_message_bytes=MAX_MESSAGE_BYTES
-        )
-
-
-@pytest.fixture(params=["fake", "embedded"])
+@pytest.fixture(params=["fake", "embedded", "apache"])
 def kit(request: pytest.FixtureRequest) -> Kit:
     if request.param == "fake":
         return FakeKit()
-    return KafkaKit(request.getfixturevalue("broker_address"))
+    return KafkaKit(request.getfixturevalue(f"{request.param}_address"))
 
 
 @pytest.fixture
@@ -102,74 +53,9 @@ async def topic(kit: Kit) -> str:
     return await fresh_topic(kit, 1)
 
 
-async def fresh_topic(kit: Kit, partitions: int) -> str:
-    name = f"topic-{uuid.uuid4().hex}"
-    await kit.create(name, partitions)
-    return name
-
-
 @pytest.fixture
 def group() -> str:
     return f"group-{uuid.uuid4().hex}"
-
-
-class Member:
-    """A member of a group that has joined; it keeps account as the pipeline does."""
-
-    def __init__(self, source: StartableSource) -> None:
-        self.source = source
-        self.watermarks = Watermarks()
-        self.drained: list[TopicPartition] = []
-        self.forgotten: list[TopicPartition] = []
-
-    async def drain(self, partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, int]:
-        self.drained += partitions
-        committable = self.watermarks.committable()
-        return {each: committable[each] for each in partitions if each in committable}
-
-    def forget(self, partitions: Collection[TopicPartition]) -> None:
-        self.forgotten += partitions
-        self.watermarks.forget(partitions)
-
-    async def poll(self, room: int) -> list[Record]:
-        records = list(await self.source.poll(room))
-        for record in records:
-            self.watermarks.polled(record)
-        return records
-
-    async def read(self, count: int, rooms: Iterable[int] = (100,)) -> list[Record]:
-        """``count`` records, polled with ``rooms`` in turn and no more than the last one needs."""
-        records: list[Record] = []
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            for room in itertools.cycle(rooms):
-                records += await self.poll(min(room, count - len(records)))
-                if len(records) == count:
-                    return records
-        raise AssertionError("rooms must not be empty")
-
-    async def commit(self, records: Iterable[Record]) -> None:
-        for record in records:
-            self.watermarks.done(record)
-        offsets = self.watermarks.committable()
-        await self.source.commit(offsets)
-        self.watermarks.committed(offsets)
-
-
-@asynccontextmanager
-async def member(kit: Kit, topic: str, group: str) -> AsyncIterator[Member]:
-    source = kit.source(topic, group)
-    joined = Member(source)
-    try:
-        await source.start(drain=joined.drain, forget=joined.forget)
-        yield joined
-    finally:
-        await source.close()
-
-
-async def publish(publisher: Publisher, topic: str, values: Iterable[int]) -> None:
-    """In the order of ``values``, each under itself as the key."""
-    messages = [Message(topic, key=b"%d" % each, value=b"value %d" % each) for each in values]
-    await asyncio.gather(*(publisher.publish(message) for message in messages))
 
 
 async def test_a_message_is_read_back_with_key_value_headers_and_position(
@@ -303,7 +189,9 @@ async def test_a_commit_for_a_partition_that_is_not_ours_is_left_out(
     async with member(kit, topic, group) as reader:
         await reader.read(2)
         not_ours = TopicPartition(topic, 17)
-        await reader.source.commit({not_ours: 3, TopicPartition(topic, 0): 1})
+        await reader.source.commit(
+            {not_ours: OffsetAndMetadata(3), TopicPartition(topic, 0): OffsetAndMetadata(1)}
+        )
     async with member(kit, topic, group) as after:
         (record,) = await after.read(1)
     assert record.offset == 1
@@ -335,7 +223,8 @@ async def test_two_groups_each_read_everything(
 async def test_a_member_that_joins_takes_over_what_was_drained_and_nothing_is_lost_or_repeated(
     broker_address: str, group: str
 ) -> None:
-    kit = KafkaKit(broker_address)
+    # Not lost in the middle of it on a busy machine
+    kit = KafkaKit(broker_address, session_seconds=6.0)
     topic = await fresh_topic(kit, 4)
     publisher = kit.publisher()
     await publisher.start()
@@ -412,14 +301,6 @@ async def test_starting_waits_for_a_broker_that_is_away_and_says_so(group: str) 
             await source.close()
             await publisher.close()
     assert all(line["retry_in_seconds"] > 0 for line in logs)
-
-
-async def seen(logs: Collection[Mapping[str, object]], event: str, **fields: object) -> None:
-    """Waits for a log line with this event and these fields."""
-    wanted = {"event": event, **fields}
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not any(wanted.items() <= line.items() for line in logs):
-            await asyncio.sleep(0.01)
 
 
 async def test_an_option_that_the_client_does_not_know_is_a_misconfiguration(

@@ -10,7 +10,8 @@ import pytest
 
 from tests.fakes import FakeEncoder
 from worker.embed import load_encoder
-from worker.types import Encoder, Pixels
+from worker.seams import Encoder
+from worker.types import Pixels
 
 
 @pytest.fixture(scope="module", params=["fake", "pocket"])

@@ -1,4 +1,4 @@
-"""Topics for command-line tools, on the embedded broker."""
+"""Topics for command-line tools, on real brokers."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def show(*, keep: bool) -> Exit:
 
 
 async def _acts(console: Console, on: Stage, worker: Worker, shown: list[Exhibit]) -> bool:
-    async with Exchange(on.broker) as exchange:
+    async with Exchange(on) as exchange:
         first = await _ask(console, exchange, on, "first", shown, also=_NOT_A_REQUEST)
         console.print(_table("1. Every request and what came of it", shown, first, "first"))
 

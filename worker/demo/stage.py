@@ -10,9 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -28,7 +29,7 @@ from worker.settings import KafkaSettings
 from worker.topics import TopicReader, ensure_topics
 from worker.types import Message, Record
 
-TOPICS = KafkaSettings()
+_PARTITIONS = 4
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 30.0
 
@@ -42,6 +43,8 @@ class Stage:
     images: ImageServer
     policy: Path
     folder: Path
+    topics: KafkaSettings = field(default_factory=KafkaSettings)
+    """For the names in it alone: of topics and group."""
 
     def environment(self) -> dict[str, str]:
         """Settings of a worker, or of any other command, on this stage."""
@@ -53,12 +56,22 @@ class Stage:
             "IMAGEWARDEN_CACHE__URL_KEY": "a secret of this demonstration",
             "IMAGEWARDEN_FETCH__ALLOW": f"127.0.0.1:{self.images.port}",
             "IMAGEWARDEN_HTTP__PORT": "0",
+            "IMAGEWARDEN_KAFKA__GROUP": self.topics.group,
+            **{
+                f"IMAGEWARDEN_KAFKA__{key.upper()}": name
+                for key, name in _by_setting(self.topics).items()
+            },
         }
 
 
 @contextmanager
-def stage(replies: Mapping[str, Reply], policy: Path) -> Iterator[Stage]:
+def stage(
+    replies: Mapping[str, Reply], policy: Path, *, broker: str | None = None
+) -> Iterator[Stage]:
     """Everything but the worker; gone when the context ends. ``policy`` is copied, to be edited.
+
+    ``broker`` is a Kafka shared with others, as ``host:port,host:port``: topics and group have
+    names of their own there, and the topics stay. Without it there is an embedded one.
 
     Raises ``Misconfigured`` where a wheel is missing.
     """
@@ -66,21 +79,32 @@ def stage(replies: Mapping[str, Reply], policy: Path) -> Iterator[Stage]:
         raise Misconfigured(f"{policy} is not here; run this in a clone of the repository")
     with ExitStack() as parts:
         folder = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="imagewarden-")))
-        broker = parts.enter_context(embedded_broker())
-        topics = (
-            TOPICS.requests_topic,
-            TOPICS.verdicts_topic,
-            TOPICS.dead_letters_topic,
-            TOPICS.embeddings_topic,
-        )
-        asyncio.run(ensure_topics(broker, dict.fromkeys(topics, 4)))
+        topics = _own_names() if broker else KafkaSettings()
+        broker = broker or parts.enter_context(embedded_broker())
+        asyncio.run(create_topics(broker, topics))
         yield Stage(
             broker=broker,
             redis=parts.enter_context(embedded_redis()),
             images=parts.enter_context(serving(replies)),
             policy=Path(shutil.copy(policy, folder)),
             folder=folder,
+            topics=topics,
         )
+
+
+async def create_topics(broker: str, topics: KafkaSettings) -> None:
+    """All that a worker with these settings reads and writes."""
+    await ensure_topics(broker, dict.fromkeys(_by_setting(topics).values(), _PARTITIONS))
+
+
+def _own_names() -> KafkaSettings:
+    mark = uuid.uuid4().hex[:12]
+    topics = {key: f"{name}.{mark}" for key, name in _by_setting(KafkaSettings()).items()}
+    return KafkaSettings.model_validate({"group": f"imagewarden.{mark}", **topics})
+
+
+def _by_setting(topics: KafkaSettings) -> dict[str, str]:
+    return {key: name for key, name in topics if key.endswith("_topic") and name}
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,13 +195,14 @@ def starting_worker(
 class Exchange:
     """Publishes records to the request topic and collects what comes of each.
 
-    Use as ``async with Exchange(broker) as exchange``. A record's key names it, so that a dead
+    Use as ``async with Exchange(on) as exchange``. A record's key names it, so that a dead
     letter, which keeps the key, can be told; a verdict is told by its request id, so give both the
     same name.
     """
 
-    def __init__(self, broker: str) -> None:
-        self._broker = broker
+    def __init__(self, on: Stage) -> None:
+        self._broker = on.broker
+        self._topics = on.topics
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as parts:
@@ -185,7 +210,7 @@ class Exchange:
             parts.push_async_callback(self._publisher.close)
             await self._publisher.start()
             self._answers: asyncio.Queue[Record] = asyncio.Queue(maxsize=100)
-            for topic in (TOPICS.verdicts_topic, TOPICS.dead_letters_topic):
+            for topic in (self._topics.verdicts_topic, self._topics.dead_letters_topic):
                 reader = TopicReader(bootstrap=self._broker, topic=topic, client_id="exchange")
                 records = await (await parts.enter_async_context(reader)).follow()
                 reading = asyncio.create_task(self._collect(records))
@@ -204,7 +229,7 @@ class Exchange:
         """Returns once all are acknowledged."""
         await asyncio.gather(
             *(
-                self._publisher.publish(Message(TOPICS.requests_topic, name.encode(), value))
+                self._publisher.publish(Message(self._topics.requests_topic, name.encode(), value))
                 for name, value in records.items()
             )
         )
