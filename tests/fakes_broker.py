@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from worker.rebalance import Drain, Forget
-from worker.types import Message, Record, TooLarge, TopicPartition
+from worker.seams import Aborted, Fenced, TooLarge
+from worker.types import Message, OffsetAndMetadata, Record, TopicPartition
 
 _POLL_SECONDS = 0.005
+
+
+def size_of(message: Message) -> int:
+    """Keys and headers count too."""
+    size = len(message.key or b"") + len(message.value or b"")
+    return size + sum(len(name) + len(value) for name, value in message.headers)
 
 
 @dataclass
@@ -21,10 +29,12 @@ class FakeBroker:
     max_message_bytes: int = 1024 * 1024
     logs: dict[TopicPartition, list[Record]] = field(default_factory=dict)
     ends: dict[TopicPartition, int] = field(default_factory=dict)
-    committed: defaultdict[str, dict[TopicPartition, int]] = field(
+    committed: defaultdict[str, dict[TopicPartition, OffsetAndMetadata]] = field(
         default_factory=lambda: defaultdict(dict)
     )
     members: defaultdict[str, list[FakeSource]] = field(default_factory=lambda: defaultdict(list))
+    generations: Counter[str] = field(default_factory=Counter)
+    producers: dict[str, FakeTransactions] = field(default_factory=dict)
 
     def create(self, topic: str, partitions: int = 1) -> None:
         for number in range(partitions):
@@ -36,8 +46,8 @@ class FakeBroker:
 
     def append(self, message: Message) -> Record:
         """To the partition of its key."""
-        if message.value is not None and len(message.value) > self.max_message_bytes:
-            raise TooLarge(f"{len(message.value)} bytes for the topic {message.topic}")
+        if (size := size_of(message)) > self.max_message_bytes:
+            raise TooLarge(f"{size} bytes for the topic {message.topic}")
         partitions = self.partitions_of([message.topic])
         partition = partitions[zlib.crc32(message.key or b"") % len(partitions)]
         record = Record(
@@ -60,8 +70,15 @@ class FakeBroker:
         return [record for each in self.partitions_of([topic]) for record in self.logs[each]]
 
 
+class FakeMembership(NamedTuple):
+    """Good for as long as no partition of the group moves."""
+
+    group: str
+    generation: int
+
+
 class FakeSource:
-    """``types.Source``. The first member of a group gets every partition; rebalances are made by
+    """``seams.Source``. The first member of a group gets every partition; rebalances are made by
     hand, with ``assign``, ``revoke`` and ``lose``."""
 
     def __init__(self, broker: FakeBroker, *, topics: Collection[str], group: str) -> None:
@@ -92,9 +109,19 @@ class FakeSource:
             await asyncio.sleep(_POLL_SECONDS)
         return records
 
-    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+    async def committed(
+        self, partitions: Sequence[TopicPartition]
+    ) -> Mapping[TopicPartition, OffsetAndMetadata | None]:
+        await asyncio.sleep(0)
+        return {each: self.broker.committed[self._group].get(each) for each in partitions}
+
+    async def commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
         await asyncio.sleep(0)
         self._commit({tp: offset for tp, offset in offsets.items() if tp in self._positions})
+
+    def membership(self) -> FakeMembership:
+        joined = self in self.broker.members[self._group]
+        return FakeMembership(self._group, self.broker.generations[self._group] if joined else -1)
 
     def lag(self) -> Mapping[TopicPartition, int]:
         return {each: self.broker.ends[each] - at for each, at in self._positions.items()}
@@ -105,8 +132,11 @@ class FakeSource:
             self.broker.members[self._group].remove(self)
 
     def assign(self, partitions: Iterable[TopicPartition]) -> None:
+        self.broker.generations[self._group] += 1
         committed = self.broker.committed[self._group]
-        self._positions |= {each: committed.get(each, 0) for each in partitions}
+        self._positions |= {
+            each: committed[each].offset if each in committed else 0 for each in partitions
+        }
 
     async def revoke(self, partitions: Collection[TopicPartition]) -> None:
         """Announced, so what is in flight may finish and be committed."""
@@ -115,16 +145,17 @@ class FakeSource:
 
     async def lose(self, partitions: Collection[TopicPartition]) -> None:
         """Found out afterwards: the member was thrown out of the group."""
+        self.broker.generations[self._group] += 1
         for each in partitions:
             del self._positions[each]
         self._forget(partitions)
 
-    def _commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+    def _commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
         self.broker.committed[self._group].update(offsets)
 
 
 class FakePublisher:
-    """``types.Publisher``. While ``acknowledging`` is not set, no message is acknowledged."""
+    """``seams.Publisher``. While ``acknowledging`` is not set, no message is acknowledged."""
 
     def __init__(self, broker: FakeBroker) -> None:
         self.broker = broker
@@ -138,6 +169,67 @@ class FakePublisher:
         await asyncio.sleep(0)
         self.broker.append(message)
         await self.acknowledging.wait()
+
+    def fits(self, message: Message) -> bool:
+        return size_of(message) <= self.broker.max_message_bytes
+
+    async def close(self) -> None:
+        pass
+
+
+class FakeTransactions:
+    """``seams.Transactions``. The last one to start with a transactional id is the one that has
+    it. ``aborts`` is how many of the next commits abort; ``under_way`` those that have begun and
+    wait until they ``may_end``."""
+
+    def __init__(self, broker: FakeBroker, *, transactional_id: str = "worker") -> None:
+        self.broker = broker
+        self.aborts = 0
+        self.under_way = 0
+        self.may_end = asyncio.Event()
+        self.may_end.set()
+        self._transactional_id = transactional_id
+
+    async def start(self) -> None:
+        self.broker.producers[self._transactional_id] = self
+
+    def fits(self, message: Message) -> bool:
+        return size_of(message) <= self.broker.max_message_bytes
+
+    async def commit(
+        self,
+        messages: Sequence[Message],
+        offsets: Mapping[TopicPartition, OffsetAndMetadata],
+        membership: object,
+    ) -> None:
+        """Goes on when it is cancelled, as the real one does on its thread."""
+        await asyncio.shield(asyncio.ensure_future(self._commit(messages, offsets, membership)))
+
+    async def _commit(
+        self,
+        messages: Sequence[Message],
+        offsets: Mapping[TopicPartition, OffsetAndMetadata],
+        membership: object,
+    ) -> None:
+        self.under_way += 1
+        await self.may_end.wait()
+        self.under_way -= 1
+        await asyncio.sleep(0)
+        assert isinstance(membership, FakeMembership)
+        for message in messages:
+            if not self.fits(message):
+                raise TooLarge(f"{size_of(message)} bytes for the topic {message.topic}")
+        if self.broker.producers[self._transactional_id] is not self:
+            raise Fenced(self._transactional_id)
+        if self.aborts:
+            self.aborts -= 1
+            raise Aborted("as told")
+        if membership.generation != self.broker.generations[membership.group]:
+            raise Aborted(f"{membership} is of the past")
+        written = [self.broker.append(message) for message in messages]
+        for partition in {record.topic_partition for record in written}:
+            self.broker.leave_gap(partition, 1)
+        self.broker.committed[membership.group].update(offsets)
 
     async def close(self) -> None:
         pass

@@ -12,7 +12,7 @@ from worker.types import Decoded, Fetched, FramePlan, ImageFacts, NotModified, P
 
 
 class FakeFetcher:
-    """``types.Fetcher`` over a dictionary: a URL serves a body, a body with an ETag, or raises.
+    """``seams.Fetcher`` over a dictionary: a URL serves a body, a body with an ETag, or raises.
 
     A URL in ``gates`` serves nothing until its gate is set. ``asked`` holds each URL with the ETag
     it was asked with; ``most_active`` is the most downloads there were at once.
@@ -48,7 +48,7 @@ class FakeFetcher:
 
 
 class FakeDecoder:
-    """``types.Decoder`` of bodies like ``b"red blue"``: two frames, one of each colour."""
+    """``seams.Decoder`` of bodies like ``b"red blue"``: two frames, one of each colour."""
 
     def __init__(self) -> None:
         self.decoded: list[bytes] = []

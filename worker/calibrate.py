@@ -35,7 +35,8 @@ from worker.policy import Category, check_model, margin_digest
 from worker.policy_edit import Entries, replace_file, with_calibrations
 from worker.policy_yaml import parse_policy, read_policy
 from worker.score import CompiledPolicy, score
-from worker.types import Encoder, Pixels, digest_of
+from worker.seams import Encoder
+from worker.types import Pixels, digest_of
 
 _FEWEST: Final = 10  # of each kind; two numbers cannot be told from fewer
 _SMALLEST_SCALE: Final = 0.001  # below it no margin makes a difference

@@ -14,9 +14,10 @@ import typer
 
 from worker import __version__
 from worker.commands.render import Exit, Format, chosen
-from worker.errors import Misconfigured
+from worker.errors import Halted, Misconfigured
 from worker.logs import set_up_logs
-from worker.settings import Settings, load_settings
+from worker.settings import Settings
+from worker.settings_load import load_settings
 
 T = TypeVar("T")
 
@@ -65,7 +66,7 @@ def run(policies: Policies = None) -> None:
 
     settings = _settings(policies)
     set_up_logs(settings.log.level, settings.log.format)
-    _finish(run_worker(settings))
+    finish(run_worker(settings))
 
 
 @cli.command(epilog=_EXIT_CODES)
@@ -83,8 +84,11 @@ def scan(
     """Judge images here and now, with no topic and no broker."""
     from worker.commands.scan import scan as command
 
-    settings = _by_hand(policies, fetch={"allow": tuple(allow)} if allow else None)
-    raise typer.Exit(_finish(command(settings, targets, chosen(format))))
+    # Nobody else waits for what one host holds up
+    settings = _by_hand(
+        policies, fetch={"allow": tuple(allow)} if allow else None, host={"share": 1.0}
+    )
+    raise typer.Exit(finish(command(settings, targets, chosen(format))))
 
 
 @cli.command(epilog=_EXIT_CODES)
@@ -103,7 +107,7 @@ def publish(
     """Put requests on the request topic."""
     from worker.commands.publish import publish as command
 
-    raise typer.Exit(_finish(command(_by_hand(), lines or ["-"], wait, tenant, chosen(format))))
+    raise typer.Exit(finish(command(_by_hand(), lines or ["-"], wait, tenant, chosen(format))))
 
 
 @dlq.command("list")
@@ -114,7 +118,7 @@ def dlq_list(
     """List the dead letters, oldest first."""
     from worker.commands.dlq import list_letters
 
-    _finish(list_letters(_by_hand(), chosen(format), reason))
+    finish(list_letters(_by_hand(), chosen(format), reason))
 
 
 @dlq.command("show")
@@ -124,7 +128,7 @@ def dlq_show(
     """Show one dead letter: why it is one, its headers, and its value as it came."""
     from worker.commands.dlq import show_letter
 
-    _finish(show_letter(_by_hand(), letter))
+    finish(show_letter(_by_hand(), letter))
 
 
 @dlq.command("replay")
@@ -143,7 +147,7 @@ def dlq_replay(
 
     if bool(letters) == everything:
         raise typer.BadParameter("name dead letters, or give --all")
-    _finish(replay_letters(_by_hand(), letters or [], reason))
+    finish(replay_letters(_by_hand(), letters or [], reason))
 
 
 @policy.command("check")
@@ -224,7 +228,8 @@ def _settings(policies: list[Path] | None = None, **overrides: Any) -> Settings:
     return _reported(lambda: load_settings(given))
 
 
-def _finish(command: Coroutine[Any, Any, T]) -> T:
+def finish(command: Coroutine[Any, Any, T]) -> T:
+    """What ``command`` gives; what went wrong is reported, and becomes ``typer.Exit``."""
     return _reported(lambda: asyncio.run(command))
 
 
@@ -238,6 +243,9 @@ def _reported(command: Callable[[], T]) -> T:
     except ConnectionError as error:
         typer.echo(f"imagewarden: {error}", err=True)
         raise typer.Exit(Exit.NOT_EXAMINED) from None
+    except Halted as halted:
+        structlog.get_logger(__name__).error("halted", why=str(halted))
+        raise typer.Exit(Exit.FAILED) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     except Exception:  # noqa: BLE001 - the border: what nobody foresaw becomes an exit code

@@ -8,7 +8,7 @@ below it is done, so after a crash nothing is skipped, and only what lies above 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from worker.types import Record, TopicPartition
@@ -16,16 +16,10 @@ from worker.types import Record, TopicPartition
 
 @dataclass(slots=True)
 class _Partition:
-    """``next_offset`` follows the last record polled, ``committed`` is what the broker knows."""
+    """``next_offset`` follows the last record polled."""
 
     next_offset: int
-    committed: int
     in_flight: OrderedDict[int, Record] = field(default_factory=OrderedDict)
-
-    @property
-    def watermark(self) -> int:
-        # The offsets that were polled, not + 1: compaction and transaction markers leave gaps.
-        return next(iter(self.in_flight), self.next_offset)
 
 
 class Watermarks:
@@ -45,9 +39,7 @@ class Watermarks:
         An offset that was polled before means that the position went back, and what follows it
         will be polled again: it is in flight anew.
         """
-        partition = self._partitions.setdefault(
-            record.topic_partition, _Partition(next_offset=record.offset, committed=record.offset)
-        )
+        partition = self._partitions.setdefault(record.topic_partition, _Partition(record.offset))
         in_flight = partition.in_flight
         while in_flight and next(reversed(in_flight)) >= record.offset:
             in_flight.popitem()
@@ -55,41 +47,34 @@ class Watermarks:
         partition.next_offset = record.offset + 1
 
     def done(self, record: Record) -> None:
-        """``record`` is answered: its verdict or dead letter is acknowledged.
+        """``record`` is answered. Records that are not in flight (any more) are ignored."""
+        if self.holds(record):
+            del self._partitions[record.topic_partition].in_flight[record.offset]
 
-        Records that are not in flight (any more) are ignored.
-        """
+    def holds(self, record: Record) -> bool:
+        """Whether ``record`` is in flight."""
         partition = self._partitions.get(record.topic_partition)
-        if partition is not None and partition.in_flight.get(record.offset) is record:
-            del partition.in_flight[record.offset]
+        return partition is not None and partition.in_flight.get(record.offset) is record
 
-    def committable(self) -> dict[TopicPartition, int]:
-        """The offset to read next, of each partition whose watermark moved since it was
-        committed."""
-        return {
-            topic_partition: partition.watermark
-            for topic_partition, partition in self._partitions.items()
-            if partition.watermark != partition.committed
-        }
+    def partitions(self) -> list[TopicPartition]:
+        """Those that were polled and not forgotten."""
+        return list(self._partitions)
 
-    def committed(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """The broker acknowledged these offsets."""
-        for topic_partition, offset in offsets.items():
-            if (partition := self._partitions.get(topic_partition)) is not None:
-                partition.committed = offset
+    def watermark(self, partition: TopicPartition) -> int:
+        """The offset to read next, if the process ended now."""
+        polled = self._partitions[partition]
+        # The offsets that were polled, not + 1: compaction and transaction markers leave gaps.
+        return next(iter(polled.in_flight), polled.next_offset)
 
-    def in_flight(self, partitions: Iterable[TopicPartition]) -> int:
-        """How many records of these partitions are in flight."""
-        return sum(
-            len(self._partitions[topic_partition].in_flight)
-            for topic_partition in partitions
-            if topic_partition in self._partitions
-        )
+    def last_polled(self, partition: TopicPartition) -> int:
+        """The offset of the last record polled."""
+        return self._partitions[partition].next_offset - 1
 
-    def forget(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
-        """These partitions are no longer ours. Returns what of them was still committable."""
-        forgotten = set(partitions) & self._partitions.keys()
-        last = {tp: offset for tp, offset in self.committable().items() if tp in forgotten}
-        for topic_partition in forgotten:
-            del self._partitions[topic_partition]
-        return last
+    def idle(self, partition: TopicPartition) -> bool:
+        """Whether nothing of it is in flight."""
+        return not self._partitions[partition].in_flight
+
+    def forget(self, partitions: Iterable[TopicPartition]) -> None:
+        """These partitions are no longer ours."""
+        for partition in partitions:
+            self._partitions.pop(partition, None)

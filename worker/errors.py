@@ -36,6 +36,12 @@ class MalformedReason(StrEnum):
     NOT_JSON = "not_json"
     UNSUPPORTED_SCHEMA_VERSION = "unsupported_schema_version"
     INVALID = "invalid"
+    #: not even a record: its batch is damaged, or compressed in a way that is not known
+    UNREADABLE = "unreadable"
+    #: a request, but one that no process survived
+    POISON = "poison"
+    #: a request, but what there is to say of it is larger than the topic takes
+    ANSWER_TOO_LARGE = "answer_too_large"
 
 
 class ErrorCode(StrEnum):
@@ -45,6 +51,7 @@ class ErrorCode(StrEnum):
     UNKNOWN_POLICY = "unknown_policy"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     # fetch
+    HOST_UNAVAILABLE = "host_unavailable"
     URL_INVALID = "url_invalid"
     ADDRESS_FORBIDDEN = "address_forbidden"
     DNS_FAILED = "dns_failed"
@@ -67,6 +74,7 @@ class ErrorCode(StrEnum):
     DECODE_MEMORY = "decode_memory"
     DECODE_CRASHED = "decode_crashed"
     # embed
+    EMBED_FAILED = "embed_failed"
     EMBEDDING_NOT_FINITE = "embedding_not_finite"
 
 
@@ -115,6 +123,14 @@ class Transient(Exception):
     def exhausted(self, attempts: int) -> Unexaminable:
         """What it becomes after ``attempts`` tries."""
         return Unexaminable(self.code, self.stage, self.detail, retryable=True, attempts=attempts)
+
+
+class DeviceOutOfMemory(Exception):
+    """The model's device has no memory for a batch of this size; a smaller one may pass."""
+
+
+class Halted(Exception):
+    """Going on would do harm. The message says why, and what to do."""
 
 
 class Misconfigured(Exception):

@@ -7,6 +7,7 @@ sight.
 from __future__ import annotations
 
 import time
+from uuid import UUID
 
 from worker import telemetry
 from worker.errors import ErrorCode, Stage, Unexaminable
@@ -19,18 +20,30 @@ from worker.verdicts import build_verdict, undetermined_verdict
 
 
 class Judge:
-    """``worker`` is named in the verdicts."""
+    """``worker`` is named in the verdicts; ``priority`` is that of its images, 0 the highest."""
 
     def __init__(
-        self, *, examiner: Examiner, policies: PolicyStore, model: ModelInfo, worker: str
+        self,
+        *,
+        examiner: Examiner,
+        policies: PolicyStore,
+        model: ModelInfo,
+        worker: str,
+        priority: int = 0,
     ) -> None:
         self._examiner = examiner
         self._policies = policies
         self._model = model
         self._worker = worker
+        self._priority = priority
 
-    async def verdict(self, request: Request) -> Verdict:
-        """Always one: of an image that cannot be examined it says ``undetermined``."""
+    async def verdict(
+        self, request: Request, *, attempts: int = 0, supersedes: UUID | None = None
+    ) -> Verdict:
+        """Always one: of an image that cannot be examined it says ``undetermined``.
+
+        ``attempts`` were made before, and led to the verdict it ``supersedes``.
+        """
         started = time.perf_counter()
         # Taken once: an edit that is applied meanwhile must not judge half of it
         policy = self._policies.current(None)
@@ -40,13 +53,27 @@ class Judge:
         except Unexaminable as failure:
             telemetry.ERRORS.labels(failure.stage.value, failure.code.value).inc()
             return undetermined_verdict(
-                request, failure, policy.policy, self._model, self._worker, _ms_since(started)
+                request,
+                failure,
+                policy.policy,
+                self._model,
+                self._worker,
+                _ms_since(started),
+                supersedes,
+                attempts,
             )
         scoring = time.perf_counter()
         decided = decide(policy, examined.embedding.rows, request.tenant)
         telemetry.STAGE_SECONDS.labels(Stage.SCORE.value).observe(time.perf_counter() - scoring)
         return build_verdict(
-            request, examined, decided, policy.policy, self._model, self._worker, _ms_since(started)
+            request,
+            examined,
+            decided,
+            policy.policy,
+            self._model,
+            self._worker,
+            _ms_since(started),
+            supersedes,
         )
 
     def _policy(self, request: Request) -> CompiledPolicy:
@@ -64,8 +91,12 @@ class Judge:
             )
         plan = policy.policy.plan
         if request.url is not None:
-            return await self._examiner.by_url(request.url, plan, sha256=request.sha256)
-        return await self._examiner.by_content(request.data or b"", plan, sha256=request.sha256)
+            return await self._examiner.by_url(
+                request.url, plan, sha256=request.sha256, priority=self._priority
+            )
+        return await self._examiner.by_content(
+            request.data or b"", plan, sha256=request.sha256, priority=self._priority
+        )
 
 
 def _ms_since(started: float) -> float:

@@ -2,66 +2,78 @@
 
 Each record is one task that reads top to bottom in ``_answer``. What bounds the work is stated
 where it is bounded: records between poll and commit here, images in work in ``examine``. A task
-that fails with anything but the three foreseen kinds of error ends the process, and with it the
-claim on its records: another worker reads them again.
+that fails with anything but the foreseen kinds of error ends the process, and with it the claim on
+its records: another worker reads them again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import structlog
 
 from worker import telemetry
-from worker.commit import Watermarks
-from worker.errors import Malformed
-from worker.judge import Judge
-from worker.schema import Verdict, parse_request
-from worker.types import Publisher, Record, Source, TooLarge, TopicPartition
-from worker.verdicts import dead_letter_message, deciding, verdict_message
+from worker.answers import Answerer, tell
+from worker.delivery import Delivery
+from worker.ledger import Ledger
+from worker.poison import Standing
+from worker.rejections import Rejections
+from worker.seams import Source
+from worker.solitude import Solitude
+from worker.turns import Turns
+from worker.types import OffsetAndMetadata, Record, TopicPartition
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """``in_flight`` records at most are between poll and commit: each holds its request (at most
-    ``request_bytes``) and its answer, so their product bounds what they hold in memory."""
+    """``in_flight`` records at most are between poll and commit: each holds its request and its
+    answer, so their product bounds what they hold in memory."""
 
     in_flight: int
-    request_bytes: int
     commit_interval_seconds: float
     drain_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Topics:
-    verdicts: str
-    dead_letters: str
-
-
 class Pipeline:
+    """The records of one topic, its ``lane``.
+
+    ``wait`` says for how many seconds a record is to be left alone first. ``solitude`` is shared
+    by all pipelines of the process.
+    """
+
     def __init__(
         self,
         *,
+        lane: str,
         source: Source,
-        publisher: Publisher,
-        judge: Judge,
-        topics: Topics,
+        answerer: Answerer,
+        ledger: Ledger,
+        delivery: Delivery,
+        rejections: Rejections,
+        solitude: Solitude,
         limits: Limits,
-        worker: str,
+        wait: Callable[[Record], float] = lambda record: 0.0,
     ) -> None:
+        self._lane = lane
         self._source = source
-        self._publisher = publisher
-        self._judge = judge
-        self._topics = topics
+        self._answerer = answerer
+        self._ledger = ledger
+        self._delivery = delivery
+        self._rejections = rejections
+        self._solitude = solitude
         self._limits = limits
-        self._worker = worker
-        self._watermarks = Watermarks()
+        self._wait = wait
+        self._turns = Turns()
         self._tasks: dict[asyncio.Task[None], TopicPartition] = {}
+        self._begun: set[asyncio.Task[None]] = set()
+        self._commit_wanted = asyncio.Event()
+        self._committed = asyncio.Event()
         self.polled_at = time.monotonic()
 
     # ------------------------------------------------------------ the loop
@@ -71,34 +83,51 @@ class Pipeline:
         async with asyncio.TaskGroup() as group:
             committing = group.create_task(self._commit_regularly())
             while not stop.is_set():
-                records = await self._source.poll(self._limits.in_flight - len(self._tasks))
+                room = self._limits.in_flight - len(self._tasks) - self._delivery.held
+                records = await self._source.poll(max(0, room))
                 self.polled_at = time.monotonic()
                 for record in records:
-                    self._watermarks.polled(record)
+                    self._ledger.polled(record)
                     task = group.create_task(self._answer(record))
                     self._tasks[task] = record.topic_partition
-                    task.add_done_callback(self._tasks.__delitem__)
+                    task.add_done_callback(self._ended)
                 telemetry.REQUESTS.inc(len(records))
                 self._observe()
-            for task in (committing, *await self._finish(list(self._tasks))):
+            unfinished = await self._finish(set(self._tasks.values()))
+            for task in (committing, *unfinished):
                 task.cancel()
         await self._commit_last()
         self._observe()
 
-    async def drain(self, partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, int]:
+    async def drain(
+        self, partitions: Collection[TopicPartition]
+    ) -> Mapping[TopicPartition, OffsetAndMetadata]:
         """Lets the work in flight of ``partitions`` finish, within the deadline; returns the
         offsets to commit before they are let go."""
-        await self._finish([task for task, of in self._tasks.items() if of in partitions])
-        offsets = self._watermarks.committable()
-        return {partition: offsets[partition] for partition in partitions if partition in offsets}
+        await self._finish(partitions)
+        return await self._delivery.hand_over(partitions)
 
     def forget(self, partitions: Collection[TopicPartition]) -> None:
         """What finishes later for ``partitions`` counts no more: their new owner reads it again."""
-        self._watermarks.forget(partitions)
+        self._leave_to_others(partitions)
+        self._ledger.forget(partitions)
+        self._delivery.forget(partitions)
         for topic, partition in partitions:
             telemetry.CONSUMER_LAG.remove(topic, partition)
 
-    async def _finish(self, tasks: list[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        del self._tasks[task]
+        self._begun.discard(task)
+
+    def _leave_to_others(self, partitions: Collection[TopicPartition]) -> None:
+        """Work that has not begun need not begin: it may wait long, and for a rebalance to end."""
+        for task, partition in self._tasks.items():
+            if partition in partitions and task not in self._begun:
+                task.cancel()
+
+    async def _finish(self, partitions: Collection[TopicPartition]) -> set[asyncio.Task[None]]:
+        self._leave_to_others(partitions)
+        tasks = [task for task, partition in self._tasks.items() if partition in partitions]
         if not tasks:
             return set()
         _, unfinished = await asyncio.wait(tasks, timeout=self._limits.drain_seconds)
@@ -113,18 +142,24 @@ class Pipeline:
     async def _commit_regularly(self) -> None:
         """Beside the polls, not between them: a commit may have to wait for a rebalance."""
         while True:
-            await asyncio.sleep(self._limits.commit_interval_seconds)
-            await self._commit()
-
-    async def _commit(self) -> None:
-        if offsets := self._watermarks.committable():
-            await self._source.commit(offsets)
-            self._watermarks.committed(offsets)
+            try:
+                async with asyncio.timeout(self._limits.commit_interval_seconds):
+                    await self._commit_wanted.wait()
+            except TimeoutError:
+                pass
+            self._commit_wanted.clear()
+            if unopened := self._ledger.unopened():
+                self._ledger.opened(await self._source.committed(unopened))
+            await self._delivery.commit()
+            self._committed.set()
+            self._committed = asyncio.Event()
 
     async def _commit_last(self) -> None:
         try:
             async with asyncio.timeout(self._limits.drain_seconds):
-                await self._commit()
+                if offsets := await self._delivery.hand_over(self._ledger.partitions()):
+                    await self._source.commit(offsets)
+                    self._ledger.committed(offsets)
         except TimeoutError:
             _log.warning(
                 "no broker took the last commit; what it covers will be read again",
@@ -132,73 +167,61 @@ class Pipeline:
             )
 
     def _observe(self) -> None:
-        telemetry.IN_FLIGHT.set(len(self._tasks))
+        telemetry.IN_FLIGHT.labels(self._lane).set(len(self._tasks) + self._delivery.held)
         for (topic, partition), lag in self._source.lag().items():
             telemetry.CONSUMER_LAG.labels(topic, partition).set(lag)
 
     # ------------------------------------------------------------ one record
 
     async def _answer(self, record: Record) -> None:
-        """A verdict or a dead letter, acknowledged; then, and only then, the offset is done."""
-        started = time.perf_counter()
-        try:
-            request = parse_request(record.value, max_bytes=self._limits.request_bytes)
-        except Malformed as malformed:
-            await self._bury(record, malformed)
+        """Its answer, acknowledged; then, and only then, its offset is done."""
+        item = None if record.key is None else (record.topic_partition, record.key)
+        with self._turns.ticket(item) as turn:
+            await asyncio.sleep(self._wait(record))
+            started = time.perf_counter()
+            async with self._in_work(record) as poison:
+                if poison:
+                    answer = self._answerer.poison(record)
+                else:
+                    answer = await self._answerer.answer(record)
+            if turn is not None:
+                await asyncio.shield(turn)
+            self._rejections.count(rejected=answer.rejected is not None)
+
+            def told() -> None:
+                tell(answer, record)
+                telemetry.REQUEST_SECONDS.observe(time.perf_counter() - started)
+
+            await self._delivery.release(record, answer.messages, told)
+
+    @asynccontextmanager
+    async def _in_work(self, record: Record) -> AsyncIterator[bool]:
+        """Work on ``record``, once a commit tells that it is in work; whether it is poison."""
+        while (standing := self._ledger.standing(record)) is Standing.UNMARKED:
+            await self._next_commit()
+        if standing is Standing.SUSPECT:
+            async with self._solitude.alone():
+                await self._commits_until(record, trying=True)
+                self._begin()
+                yield False
+                await self._commits_until(record, trying=False)
         else:
-            verdict = await self._judge.verdict(request)
-            await self._publisher.publish(verdict_message(verdict, record, self._topics.verdicts))
-            _count(verdict)
-            _log.info("request", **_canonical(verdict, record))
-        self._watermarks.done(record)
-        telemetry.REQUEST_SECONDS.observe(time.perf_counter() - started)
+            async with self._solitude.shared():
+                self._begin()
+                yield standing is Standing.POISON
 
-    async def _bury(self, record: Record, malformed: Malformed) -> None:
-        """The record as it came, to the dead letters; too large for them, its digest instead."""
-        for whole in (True, False):
-            message = dead_letter_message(
-                record, malformed, self._topics.dead_letters, worker=self._worker, whole=whole
-            )
-            try:
-                await self._publisher.publish(message)
-                break
-            except TooLarge:
-                if not whole:
-                    raise
-        telemetry.DEAD_LETTERS.labels(malformed.reason.value).inc()
-        _log.warning(
-            "dead letter",
-            reason=malformed.reason.value,
-            detail=malformed.detail,
-            topic=record.topic,
-            partition=record.partition,
-            offset=record.offset,
-        )
+    def _begin(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._begun.add(task)
 
+    async def _commits_until(self, record: Record, *, trying: bool) -> None:
+        """A commit names ``record`` as the one that is tried alone, or names it no more."""
+        self._ledger.try_alone(record, trying=trying)
+        while self._ledger.holds(record) and self._ledger.tried_alone(record) is not trying:
+            await self._next_commit()
 
-def _count(verdict: Verdict) -> None:
-    telemetry.VERDICTS.labels(verdict.policy.id, verdict.decision, verdict.action).inc()
-    if verdict.decision == "undetermined" and verdict.action == "allow":
-        telemetry.FAIL_OPEN.labels(verdict.policy.id).inc()
-
-
-def _canonical(verdict: Verdict, record: Record) -> dict[str, object]:
-    """The one line that tells all of a request: enough to find it, and why it was decided so."""
-    category = deciding(verdict)
-    return {
-        "request_id": verdict.request_id,
-        "item_id": verdict.item_id,
-        "tenant": verdict.tenant,
-        "decision": verdict.decision,
-        "action": verdict.action,
-        "category": category.id if category else None,
-        "probability": round(category.probability, 4) if category else None,
-        "error": verdict.error.code.value if verdict.error else None,
-        "detail": verdict.error.detail if verdict.error else None,
-        "policy": f"{verdict.policy.id}@{verdict.policy.version}",
-        "sha256": verdict.image.sha256 if verdict.image else None,
-        "cache": verdict.cache,
-        "ms": verdict.timings_ms,
-        "partition": record.partition,
-        "offset": record.offset,
-    }
+    async def _next_commit(self) -> None:
+        committed = self._committed
+        self._commit_wanted.set()
+        await committed.wait()

@@ -17,18 +17,15 @@ from kafka.errors import (
     RecordListTooLargeError,
 )
 
-from worker.broker import Options, open_client, resolved, servers, until_reachable
-from worker.types import Message, TooLarge
+from worker.broker import Options, open_client, resolved, servers, size_of, until_reachable
+from worker.seams import TooLarge, Undelivered
+from worker.types import Message
 
 log = structlog.get_logger(__name__)
 
 
-class Undelivered(Exception):
-    """The broker did not take the message, and whether it has it is not known."""
-
-
 class KafkaPublisher:
-    """``types.Publisher`` for messages that all in-sync replicas must have. Those of one key keep
+    """``seams.Publisher`` for messages that all in-sync replicas must have. Those of one key keep
     their order; a message whose acknowledgement got lost is published twice.
 
     ``linger_seconds`` is how long a message waits for others to share its request with;
@@ -50,6 +47,7 @@ class KafkaPublisher:
         options: Options | None = None,
     ) -> None:
         self._bootstrap = servers(bootstrap)
+        self._max_message_bytes = max_message_bytes
         self._delivery_timeout_seconds = delivery_timeout_seconds
         self._close_timeout_seconds = close_timeout_seconds
         self._settings: dict[str, Any] = {
@@ -84,7 +82,7 @@ class KafkaPublisher:
         )
 
     async def publish(self, message: Message) -> None:
-        """See ``types.Publisher``. Raises ``TooLarge`` or ``Undelivered``."""
+        """See ``seams.Publisher``. Raises ``TooLarge`` or ``Undelivered``."""
         send = partial(
             self._producer.send,
             message.topic,
@@ -105,6 +103,10 @@ class KafkaPublisher:
                 f"{self._bootstrap}, after trying for up to {self._delivery_timeout_seconds:.0f} s "
                 f"({error!r}); check that the broker is up and the topic exists"
             ) from error
+
+    def fits(self, message: Message) -> bool:
+        """See ``seams.Publisher``; by ``max_message_bytes``."""
+        return size_of(message) <= self._max_message_bytes
 
     async def close(self) -> None:
         """Sends what is still waiting, within ``close_timeout_seconds``; then gives up: what is

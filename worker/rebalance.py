@@ -9,18 +9,20 @@ from concurrent.futures import Future as ThreadFuture
 from typing import Any
 
 import structlog
-from kafka import AsyncConsumerRebalanceListener, OffsetAndMetadata
+from kafka import AsyncConsumerRebalanceListener
+from kafka import OffsetAndMetadata as KafkaOffsetAndMetadata
 from kafka import TopicPartition as KafkaTopicPartition
 from kafka.errors import KafkaError
 from kafka.future import Future
 
 from worker import telemetry
-from worker.types import TopicPartition
+from worker.types import OffsetAndMetadata, TopicPartition
 
 log = structlog.get_logger(__name__)
 
 Partitions = Collection[TopicPartition]
-Drain = Callable[[Partitions], Awaitable[Mapping[TopicPartition, int]]]
+Offsets = Mapping[TopicPartition, OffsetAndMetadata]
+Drain = Callable[[Partitions], Awaitable[Offsets]]
 Forget = Callable[[Partitions], object]
 
 
@@ -37,6 +39,7 @@ class Rebalances(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         self._drain = drain
         self._forget = forget
         self._owned: set[TopicPartition] = set()
+        _lose_all_with_the_membership(consumer._coordinator)
 
     def owns(self, partition: TopicPartition) -> bool:
         """Assigned to us, and not being given up."""
@@ -64,7 +67,7 @@ class Rebalances(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         self._owned.difference_update(partitions)
         await self._ask(self._forgotten(partitions))
 
-    async def _commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+    async def _commit(self, offsets: Offsets) -> None:
         try:  # not the consumer's commit(): called from here, it would wait for itself
             await self._consumer.commit_async(kafka_offsets(offsets))
         except KafkaError as error:  # the new owner reads them again
@@ -86,25 +89,41 @@ class Rebalances(AsyncConsumerRebalanceListener):  # type: ignore[misc]
 
     # ------------------------------------------------------------ on the event loop
 
-    async def _drained(self, partitions: Partitions) -> Mapping[TopicPartition, int]:
+    async def _drained(self, partitions: Partitions) -> Offsets:
         return await self._drain(partitions)
 
     async def _forgotten(self, partitions: Partitions) -> None:
         self._forget(partitions)
 
 
-def kafka_offsets(
-    offsets: Mapping[TopicPartition, int],
-) -> dict[KafkaTopicPartition, OffsetAndMetadata]:
+def _lose_all_with_the_membership(coordinator: Any) -> None:
+    """Mends kafka-python 3.0.12, for which a member that was thrown out keeps its partitions.
+
+    Thrown out while it waits to join, it is not told of its loss, and goes on where it was. And
+    when it joins again it claims to own what it had: the leader, who cannot tell the older of two
+    claims, may hand it partitions that another still works on.
+    """
+    reset = coordinator.reset_generation
+
+    def reset_generation(*given: Any, **named: Any) -> None:
+        reset(*given, **named)
+        coordinator.rejoining = False  # so that the next try to join begins with what is lost
+        for assignor in coordinator._assignors.values():
+            assignor.member_assignment = None  # what it claims to own
+
+    coordinator.reset_generation = reset_generation
+
+
+def kafka_offsets(offsets: Offsets) -> dict[KafkaTopicPartition, KafkaOffsetAndMetadata]:
     return {
-        KafkaTopicPartition(*partition): OffsetAndMetadata(offset, "", -1)
-        for partition, offset in offsets.items()
+        KafkaTopicPartition(*partition): KafkaOffsetAndMetadata(offset, metadata, -1)
+        for partition, (offset, metadata) in offsets.items()
     }
 
 
-def readable(offsets: Mapping[TopicPartition, int]) -> dict[str, int]:
+def readable(offsets: Offsets) -> dict[str, int]:
     """For the log."""
-    return {f"{topic}-{partition}": offset for (topic, partition), offset in offsets.items()}
+    return {f"{topic}-{partition}": at.offset for (topic, partition), at in offsets.items()}
 
 
 def _note(kind: str, partitions: Collection[KafkaTopicPartition]) -> None:

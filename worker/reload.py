@@ -22,7 +22,7 @@ from worker.errors import Misconfigured
 from worker.policy import Policy, check_model
 from worker.policy_yaml import InvalidPolicy, parse_policy, read_policy
 from worker.score import CompiledPolicy
-from worker.types import Encoder
+from worker.seams import Encoder
 
 _log = structlog.get_logger(__name__)
 

@@ -107,7 +107,8 @@ class Request(_Message):
     sha256: Sha256 | None = Field(default=None, description="What the image must hash to.")
     metadata: dict[str, JsonValue] = Field(
         default_factory=dict,
-        description=f"Opaque, at most {METADATA_MAX_BYTES} bytes of JSON; the verdict repeats it.",
+        description=f"Opaque, at most {METADATA_MAX_BYTES} bytes of JSON; the verdict repeats it, "
+        "with null for numbers that JSON lacks.",
     )
 
     @field_validator("metadata")
@@ -203,8 +204,13 @@ class ErrorRef(Published):
     code: ErrorCode
     stage: Stage
     detail: str
-    retryable: bool
-    attempts: int
+    retryable: bool = Field(description="Whether the same request may succeed later.")
+    attempts: int = Field(description="Tries by now, those of earlier verdicts included.")
+    retry_at: datetime | None = Field(
+        default=None,
+        description="When it will be tried again, for a verdict that supersedes this one; "
+        "null: this is the last word.",
+    )
 
 
 class Verdict(Published):

@@ -14,18 +14,29 @@ that were given up in between would never be read again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import structlog
 from kafka import KafkaConsumer
+from kafka import TopicPartition as KafkaTopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import CommitFailedError, RebalanceInProgressError, RetriableError
 
-from worker.broker import Options, open_client, record_of, retry_delays, servers, until_reachable
+from worker.broker import (
+    Options,
+    open_client,
+    record_of,
+    resolved,
+    retry_delays,
+    servers,
+    until_reachable,
+)
 from worker.rebalance import Drain, Forget, Rebalances, kafka_offsets, readable
-from worker.types import Record, TopicPartition
+from worker.types import OffsetAndMetadata, Record, TopicPartition
 
 log = structlog.get_logger(__name__)
 
@@ -33,10 +44,11 @@ T = TypeVar("T")
 
 _COMMIT_SECONDS = 5.0  # for the broker to answer; after that the group is kept alive in between
 _CLOSE_SECONDS = 5.0
+_LONGEST_WAIT_SECONDS = 5.0  # between commits while no broker answers
 
 
 class KafkaSource:
-    """``types.Source`` over a consumer group.
+    """``seams.Source`` over a consumer group.
 
     ``poll_seconds`` is the longest a poll waits for records, and so the longest that a commit
     waits for its turn. ``fetch_bytes`` bounds what is read ahead from each broker, and
@@ -71,6 +83,9 @@ class KafkaSource:
             "group_id": group,
             "enable_auto_commit": False,
             "auto_offset_reset": "earliest",
+            # what a producer took back is no request; and with it, the offsets of a transaction
+            # that is still open are waited for
+            "isolation_level": "read_committed",
             "partition_assignment_strategy": [CooperativeStickyAssignor],
             "session_timeout_ms": session_timeout_ms,
             # a third, so that one lost heartbeat loses nothing; Kafka's own default is 3 s
@@ -85,7 +100,6 @@ class KafkaSource:
         self._consumer: Any = None
         self._network: Any = None
         self._rebalances: Any = None
-        self._next_offset: dict[TopicPartition, int] = {}
         self._lag: Mapping[TopicPartition, int] = {}
         self._cancelled = False
 
@@ -99,11 +113,9 @@ class KafkaSource:
 
         Raises ``Misconfigured`` when kafka-python refuses its settings.
         """
-        await until_reachable(
-            lambda: self._call(self._open), client="consumer", bootstrap=self._bootstrap
-        )
+        await self._reached(self._open)
         delays = retry_delays()
-        while missing := await self._call(self._missing_topics):
+        while missing := await self._reached(self._missing_topics):
             seconds = next(delays)
             log.warning(
                 "topics_missing",
@@ -117,7 +129,7 @@ class KafkaSource:
         await self._call(self._consumer.subscribe, self._topics, None, self._rebalances)
 
     async def poll(self, room: int) -> Sequence[Record]:
-        """At most ``room`` records, or none after ``poll_seconds``; see ``types.Source``.
+        """At most ``room`` records, or none after ``poll_seconds``; see ``seams.Source``.
 
         Count the records before the next await: a rebalance may ask for them from then on.
         """
@@ -129,31 +141,69 @@ class KafkaSource:
             self._cancelled = True
             raise
 
-    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """See ``types.Source``. Waits while the group rebalances or no broker answers; meanwhile
-        it keeps the membership alive itself, so it may be awaited instead of polling. Where
-        records should keep coming, await it beside the polling."""
+    async def committed(
+        self, partitions: Sequence[TopicPartition]
+    ) -> Mapping[TopicPartition, OffsetAndMetadata | None]:
+        """See ``seams.Source``. Waits until a broker answers."""
+        delays = retry_delays()
         while True:
             try:
-                gone = await self._call(self._commit, offsets)
+                return await self._call(self._committed, partitions)
+            except RetriableError as error:
+                await self._wait_for_brokers(error, delays)
+            await self._call(self._poll, 0)
+
+    async def commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
+        """See ``seams.Source``. Waits while the group rebalances or no broker answers; meanwhile
+        it keeps the membership alive itself, so it may be awaited instead of polling. Where
+        records should keep coming, await it beside the polling: it does not wait for a poll."""
+        delays = retry_delays()
+        while True:
+            ours = {tp: at for tp, at in offsets.items() if self._rebalances.owns(tp)}
+            try:
+                if ours:
+                    async with asyncio.timeout(_COMMIT_SECONDS):
+                        found = await resolved(self._consumer.commit_async(kafka_offsets(ours)))
+                    if found is not None:  # the coordinator, which had to be looked up first:
+                        continue  # kafka-python 3.0.12 tells that, not what became of the commit
             except (CommitFailedError, RebalanceInProgressError):
                 pass  # polling completes the rebalance, and tells what is still ours
-            except RetriableError as error:
-                log.warning("commit_retried", error=repr(error), bootstrap=self._bootstrap)
+            except (RetriableError, TimeoutError) as error:
+                await self._wait_for_brokers(error, delays)
             else:
-                if gone:
+                if gone := {tp: at for tp, at in offsets.items() if tp not in ours}:
                     log.info("commit_skipped", why="no longer assigned", offsets=readable(gone))
                 return
             await self._call(self._poll, 0)
 
+    async def _wait_for_brokers(self, error: Exception, delays: Iterator[float]) -> None:
+        """A little longer each time, but not so long that a broker that is back goes unnoticed."""
+        seconds = min(next(delays), _LONGEST_WAIT_SECONDS)
+        log.warning(
+            "commit_retried",
+            error=repr(error),
+            bootstrap=self._bootstrap,
+            retry_in_seconds=seconds,
+        )
+        await asyncio.sleep(seconds)
+
+    def membership(self) -> object:
+        """See ``seams.Source``: kafka-python's ``ConsumerGroupMetadata``."""
+        return self._consumer.group_metadata()
+
     def lag(self) -> Mapping[TopicPartition, int]:
-        """See ``types.Source``. Partitions of which nothing was fetched yet are left out."""
+        """See ``seams.Source``. Partitions of which nothing was fetched yet are left out."""
         return self._lag
 
     async def close(self) -> None:
         """Leave the group, after ``drain`` and ``forget`` of all that is assigned."""
         await self._call(self._close)
         self._thread.shutdown()
+
+    async def _reached(self, attempt: Callable[[], T]) -> T:
+        return await until_reachable(
+            lambda: self._call(attempt), client="consumer", bootstrap=self._bootstrap
+        )
 
     async def _call(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
@@ -174,37 +224,45 @@ class KafkaSource:
             self._consumer.resume(*self._consumer.assignment())
         else:
             self._consumer.pause(*self._consumer.assignment())
-        polled = self._consumer.poll(
-            timeout_ms=int(self._poll_seconds * 1000), max_records=max(1, room)
-        )
+        try:
+            polled = self._consumer.poll(
+                timeout_ms=int(self._poll_seconds * 1000), max_records=max(1, room)
+            )
+        except RetriableError:  # no broker answers, and kafka-python does not wait for one
+            time.sleep(self._poll_seconds)
+            polled = {}
         records = [record_of(read) for of_partition in polled.values() for read in of_partition]
         if len(records) > room:
             raise RuntimeError(f"polled {len(records)} records with room for {room}")
-        self._lag = self._measured_lag(records)
+        with suppress(RetriableError):  # what was measured last stands
+            self._lag = self._measured_lag()
         return records
 
-    def _measured_lag(self, polled: Sequence[Record]) -> dict[TopicPartition, int]:
-        self._next_offset |= {record.topic_partition: record.offset + 1 for record in polled}
+    def _measured_lag(self) -> dict[TopicPartition, int]:
         lag = {}
         for assigned in self._consumer.assignment():
-            # the end as the fetches report it, for asking the broker would be I/O
+            # The end as the fetches report it, for asking the broker would be I/O; and the
+            # position, not the last record's: an end may be a transaction's marker.
             end = self._consumer.highwater(assigned)
-            partition = TopicPartition(*assigned)
-            position = self._next_offset.get(partition)
-            if position is None and end is not None:
-                position = self._consumer.position(assigned, timeout_ms=0)
-            if position is not None and end is not None:
-                self._next_offset[partition] = position
-                lag[partition] = max(0, end - position)
-        self._next_offset = {each: self._next_offset[each] for each in lag}
+            if end is None:
+                continue
+            position = self._consumer.position(assigned, timeout_ms=0)
+            if position is not None:
+                lag[TopicPartition(*assigned)] = max(0, end - position)
         return lag
 
-    def _commit(self, offsets: Mapping[TopicPartition, int]) -> Mapping[TopicPartition, int]:
-        """Returns what was left out, because its partition is no longer ours."""
-        ours = {tp: offset for tp, offset in offsets.items() if self._rebalances.owns(tp)}
-        if ours:
-            self._consumer.commit(kafka_offsets(ours), timeout_ms=int(_COMMIT_SECONDS * 1000))
-        return {tp: offset for tp, offset in offsets.items() if tp not in ours}
+    def _committed(
+        self, partitions: Sequence[TopicPartition]
+    ) -> Mapping[TopicPartition, OffsetAndMetadata | None]:
+        found = {}
+        for partition in partitions:
+            last = self._consumer.committed(
+                KafkaTopicPartition(*partition),
+                metadata=True,
+                timeout_ms=int(_COMMIT_SECONDS * 1000),
+            )
+            found[partition] = last and OffsetAndMetadata(last.offset, last.metadata or "")
+        return found
 
     def _close(self) -> None:
         if self._consumer is not None:

@@ -41,6 +41,16 @@ DEAD_LETTERS = Counter(
     ["reason"],
     registry=REGISTRY,
 )
+RETRIES = Counter(
+    "imagewarden_retries",
+    "Requests put on the topic of retries, acknowledged by the broker.",
+    registry=REGISTRY,
+)
+TRANSACTIONS_ABORTED = Counter(
+    "imagewarden_transactions_aborted",
+    "Transactions that were given up, and whose work was tried again (exactly_once).",
+    registry=REGISTRY,
+)
 ERRORS = Counter(
     "imagewarden_errors",
     "Requests that could not be examined, by stage and error code.",
@@ -72,8 +82,27 @@ BATCH_ROWS = Histogram(
     buckets=_BATCH,
     registry=REGISTRY,
 )
+BATCH_MAX_ROWS = Gauge(
+    "imagewarden_batch_max_rows",
+    "Most rows that go through the model at once since its device ran out of memory; 0 before.",
+    registry=REGISTRY,
+)
+BATCHES_SPLIT = Counter(
+    "imagewarden_batches_split",
+    "Batches tried again in halves, by cause: oom (no memory on the device), failed (an error).",
+    ["cause"],
+    registry=REGISTRY,
+)
+EMBEDDINGS_TOO_LARGE = Counter(
+    "imagewarden_embeddings_too_large",
+    "Embeddings larger than their topic takes: neither published nor cached.",
+    registry=REGISTRY,
+)
 IN_FLIGHT = Gauge(
-    "imagewarden_in_flight_requests", "Records polled and not yet answered.", registry=REGISTRY
+    "imagewarden_in_flight_requests",
+    "Records polled and not yet answered, by lane (live, retries, backfill).",
+    ["lane"],
+    registry=REGISTRY,
 )
 CACHE_ANSWERS = Counter(
     "imagewarden_cache_answers",
@@ -89,7 +118,7 @@ CACHE_ERRORS = Counter(
 )
 CACHE_REJECTED = Counter(
     "imagewarden_cache_rejected",
-    "Cached values that were not believed (wrong length, type, model, or not finite).",
+    "Cached values that were not believed (damaged, another's, or no unit vectors of numbers).",
     ["tier"],
     registry=REGISTRY,
 )
@@ -104,6 +133,16 @@ FETCH_ATTEMPTS = Counter(
 )
 FETCHED_BYTES = Counter(
     "imagewarden_fetched_bytes", "Bytes of bodies downloaded.", registry=REGISTRY
+)
+HOST_BREAKER_OPENED = Counter(
+    "imagewarden_host_breaker_opened",
+    "Times that an image host was found not to answer, and was left alone for a while.",
+    registry=REGISTRY,
+)
+HOST_BREAKERS_OPEN = Gauge(
+    "imagewarden_host_breakers_open",
+    "Image hosts that are left alone now because they did not answer.",
+    registry=REGISTRY,
 )
 DECODER_KILLS = Counter(
     "imagewarden_decoder_kills",

@@ -12,13 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import structlog
 from kafka import KafkaAdminClient, KafkaConsumer
 from kafka import TopicPartition as KafkaTopicPartition
-from kafka.errors import KafkaTimeoutError, TopicAlreadyExistsError
+from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
 
 from worker.broker import Options, open_client, record_of, servers
 from worker.errors import Misconfigured
 from worker.types import Record, TopicPartition
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -33,10 +37,10 @@ async def ensure_topics(
     bootstrap: str | Sequence[str],
     partitions: Mapping[str, int],
     *,
-    replication: int = 1,
     options: Options | None = None,
 ) -> None:
-    """Create those topics that are missing, with so many partitions; leave the others alone.
+    """Create those topics that are missing, with so many partitions and as many replicas as the
+    brokers give by default; leave the others alone.
 
     Raises ``ConnectionError`` when no broker answers.
     """
@@ -45,15 +49,50 @@ async def ensure_topics(
         admin, _ = _open(KafkaAdminClient, bootstrap_servers=servers(bootstrap), **(options or {}))
         try:
             for topic in sorted(partitions.keys() - set(admin.list_topics())):
-                wanted = {"num_partitions": partitions[topic], "replication_factor": replication}
                 try:
-                    admin.create_topics({topic: wanted}, wait_for_metadata=True)
+                    admin.create_topics(
+                        {topic: {"num_partitions": partitions[topic]}}, wait_for_metadata=True
+                    )
                 except TopicAlreadyExistsError:  # somebody else was faster
                     continue
         finally:
             admin.close()
 
     await asyncio.to_thread(create)
+
+
+async def topic_limits(
+    bootstrap: str | Sequence[str], topics: Sequence[str], *, options: Options | None = None
+) -> Mapping[str, int]:
+    """``max.message.bytes`` of each topic; those that do not exist, and those of brokers that do
+    not tell, are left out.
+
+    Raises ``KafkaTimeoutError`` when no broker answers.
+    """
+
+    def ask() -> Mapping[str, int]:
+        settings = {"bootstrap_servers": servers(bootstrap), **(options or {})}
+        admin, _ = open_client(KafkaAdminClient, **settings)
+        name = "max.message.bytes"
+        try:
+            told = admin.describe_configs(
+                [ConfigResource(ConfigResourceType.TOPIC, topic, [name]) for topic in topics],
+                config_filter="all",
+            )
+        except KafkaTimeoutError:
+            raise
+        except KafkaError as error:  # the embedded broker hangs up, others may not allow it
+            log.info("topic_limits_unknown", error=repr(error), topics=list(topics))
+            return {}
+        finally:
+            admin.close()
+        return {
+            topic: int(configs[name]["value"])
+            for topic, configs in told.get("topic", {}).items()
+            if name in configs
+        }
+
+    return await asyncio.to_thread(ask)
 
 
 class TopicReader:
@@ -197,5 +236,5 @@ def _open(kind: Callable[..., Any], **settings: object) -> Any:
     except KafkaTimeoutError as error:
         raise ConnectionError(
             f"no Kafka broker answers at {settings['bootstrap_servers']}; check the address, "
-            "and that the broker is up"
+            "that the broker is up, and IMAGEWARDEN_KAFKA_SECURITY__PROTOCOL"
         ) from error

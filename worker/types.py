@@ -1,13 +1,12 @@
-"""Frozen values that pass between stages, and the narrow Protocols at the seams."""
+"""Frozen values that pass between stages."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,10 +52,18 @@ class Record:
     value: bytes | None
     headers: Headers = ()
     timestamp_ms: int = 0
+    unreadable: str | None = None  #: why there is nothing but its coordinates
 
     @property
     def topic_partition(self) -> TopicPartition:
         return TopicPartition(self.topic, self.partition)
+
+
+class OffsetAndMetadata(NamedTuple):
+    """What a group commits of a partition: the offset to read next, and a note beside it."""
+
+    offset: int
+    metadata: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,26 +122,6 @@ class ModelInfo:
     def digest(self) -> str:
         """Equal digests mean comparable embeddings."""
         return _digest_of_model(self.weights_digest, self.preprocess.digest, self.precision)
-
-
-class Encoder(Protocol):
-    """Turns pixels and texts into unit vectors of one space. Blocking; called from threads."""
-
-    @property
-    def info(self) -> ModelInfo: ...
-
-    @property
-    def preferred_batch(self) -> int:
-        """Rows in a batch that this device runs fastest with."""
-        ...
-
-    def encode_images(self, pixels: Pixels) -> Float32Rows:
-        """[n, height, width, 3] uint8 to [n, dimension], rows of length one; n may be 0."""
-        ...
-
-    def encode_texts(self, texts: Sequence[str]) -> Float32Rows:
-        """n texts to [n, dimension], rows of length one; n may be 0."""
-        ...
 
 
 # ---------------------------------------------------------------- images
@@ -239,74 +226,3 @@ class Seen:
 
 
 CacheTier = Literal["memory", "redis", "in_flight", "none"]
-
-
-# ---------------------------------------------------------------- seams
-
-
-class Source(Protocol):
-    """Where records come from. All methods are called from the event loop."""
-
-    async def poll(self, room: int) -> Sequence[Record]:
-        """At most ``room`` records, or none after a short wait.
-
-        Must be called again and again, with ``room`` 0 when there is no room, or the membership
-        of the group is lost.
-        """
-        ...
-
-    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Commit, for each partition, the offset to read next. Raises nothing for partitions that
-        are no longer ours: their new owner reads them again."""
-        ...
-
-    def lag(self) -> Mapping[TopicPartition, int]:
-        """Records behind the end of each assigned partition, as last seen; no I/O."""
-        ...
-
-    async def close(self) -> None:
-        """Leave the group."""
-        ...
-
-
-class TooLarge(Exception):
-    """The broker takes no message of this size."""
-
-
-class Publisher(Protocol):
-    async def publish(self, message: Message) -> None:
-        """Returns once the broker has acknowledged the message; raises if it never does, and
-        ``TooLarge`` if it is larger than it will ever take."""
-        ...
-
-    async def close(self) -> None: ...
-
-
-class Fetcher(Protocol):
-    async def fetch(self, url: str, *, etag: str | None = None) -> Fetched | NotModified:
-        """Download ``url``. Raises ``Unexaminable``."""
-        ...
-
-    async def close(self) -> None: ...
-
-
-class Decoder(Protocol):
-    async def decode(
-        self, body: bytes, sha256: str, spec: PreprocessSpec, plan: FramePlan
-    ) -> Decoded:
-        """Raises ``Unexaminable``."""
-        ...
-
-    async def close(self) -> None: ...
-
-
-class Store(Protocol):
-    """A tier of the cache: bytes by key, with a time to live in seconds. Failures are misses."""
-
-    async def get(self, keys: Sequence[str]) -> Sequence[bytes | None]: ...
-
-    async def put(self, items: Iterable[tuple[str, bytes, float]]) -> None: ...
-
-    async def delete(self, keys: Sequence[str]) -> None: ...
-
-    async def close(self) -> None: ...

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any, cast
+from uuid import UUID
 
 from worker.errors import Malformed, Stage, Unexaminable
 from worker.examine import Examined
@@ -28,7 +30,7 @@ from worker.score import CategoryScore, Decided
 from worker.types import Message, ModelInfo, Record
 
 #: W3C trace context of the request, carried on by its verdict.
-_TRACE_HEADERS = frozenset({"traceparent", "tracestate"})
+TRACE_HEADERS = frozenset({"traceparent", "tracestate"})
 
 #: An item id has at most 256 characters, of at most four bytes each.
 _KEY_BYTES = 1024
@@ -42,6 +44,7 @@ def build_verdict(
     model: ModelInfo,
     worker: str,
     total_ms: float,
+    supersedes: UUID | None = None,
 ) -> Verdict:
     """Of an image that was examined."""
     decision = decided.decision.value
@@ -50,6 +53,7 @@ def build_verdict(
         policy,
         model,
         worker,
+        supersedes=supersedes,
         seen=examined.embedding.key.sha256,
         status="ok",
         decision=decision,
@@ -69,13 +73,17 @@ def undetermined_verdict(
     model: ModelInfo,
     worker: str,
     total_ms: float,
+    supersedes: UUID | None = None,
+    attempts: int = 0,
 ) -> Verdict:
-    """Of an image that could not be examined: what that means, its policy says."""
+    """Of an image that could not be examined: what that means, its policy says. ``attempts`` were
+    made before these."""
     return _verdict(
         request,
         policy,
         model,
         worker,
+        supersedes=supersedes,
         seen=failure.code.value,
         status="error",
         decision="undetermined",
@@ -85,7 +93,7 @@ def undetermined_verdict(
             stage=failure.stage,
             detail=failure.detail,
             retryable=failure.retryable,
-            attempts=failure.attempts,
+            attempts=attempts + failure.attempts,
         ),
         timings_ms={"total": total_ms},
     )
@@ -165,13 +173,20 @@ def deciding(verdict: Verdict) -> CategoryVerdict | None:
     return max(severest or verdict.categories, key=closeness, default=None)
 
 
+def to_be_retried(verdict: Verdict, at: datetime) -> Verdict:
+    """The same, telling that it is not the last word."""
+    assert verdict.error is not None
+    error = verdict.error.model_copy(update={"retry_at": at})
+    return verdict.model_copy(update={"error": error})
+
+
 def verdict_message(verdict: Verdict, record: Record, topic: str) -> Message:
     """Under the item's key, with the trace context of the request's record."""
     return Message(
         topic=topic,
         key=verdict.item_id.encode(),
         value=verdict.model_dump_json().encode(),
-        headers=tuple(header for header in record.headers if header[0] in _TRACE_HEADERS),
+        headers=tuple(header for header in record.headers if header[0] in TRACE_HEADERS),
     )
 
 

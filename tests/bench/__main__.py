@@ -28,10 +28,10 @@ import psutil
 
 from tests.bench.images import path
 from worker.demo.image_server import ImageServer
-from worker.demo.stage import TOPICS, Exchange, Stage, worker_process
+from worker.demo.stage import Exchange, Stage, create_topics, worker_process
 from worker.embedded import embedded_broker, embedded_redis
 from worker.schema import Verdict
-from worker.topics import ensure_topics
+from worker.settings import KafkaSettings
 
 _POLICY = Path(__file__).resolve().parents[2] / "policies" / "pocket.yaml"
 _LIBRARIES = ("torch", "open_clip_torch", "numpy", "pillow", "kafka-python", "httpx", "redis")
@@ -76,8 +76,7 @@ def _stage(images: int, policy: Path) -> Iterator[Stage]:
     with ExitStack() as parts:
         folder = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         broker = parts.enter_context(embedded_broker())
-        topics = (TOPICS.requests_topic, TOPICS.verdicts_topic, TOPICS.dead_letters_topic)
-        asyncio.run(ensure_topics(broker, dict.fromkeys((*topics, TOPICS.embeddings_topic), 4)))
+        asyncio.run(create_topics(broker, KafkaSettings()))
         server = ImageServer({})
         server.port = parts.enter_context(_image_server(images))
         redis = parts.enter_context(embedded_redis())
@@ -140,7 +139,7 @@ async def _ask(
     marks: list[tuple[float, dict[str, float]]] = []
     resident: list[dict[str, int]] = []
     verdicts: dict[str, Verdict] = {}
-    async with Exchange(on.broker) as exchange:
+    async with Exchange(on) as exchange:
         publishing = asyncio.create_task(exchange.publish(records))
         while len(verdicts) < requests:
             async with asyncio.timeout(_SILENCE_SECONDS):

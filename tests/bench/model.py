@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from tests.bench.images import distinct_jpegs
-from worker.app import load_model
+from worker.assembly import load_model
 from worker.imaging import Limits, decode
-from worker.settings import load_settings
+from worker.settings_load import load_settings
 from worker.types import FramePlan, Pixels, PreprocessSpec
 
 

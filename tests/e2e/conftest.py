@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.scene import write_policy
+from tests.e2e.scene import KAFKA, write_policy
 from worker.demo.stage import Stage, stage
 
 
@@ -16,5 +16,5 @@ def on(tmp_path: Path) -> Iterator[Stage]:
     """Broker, Redis and an image server with nothing on it; the policy judges by colour."""
     policy = tmp_path / "policy.yaml"
     write_policy(policy)
-    with stage({}, policy) as on:
+    with stage({}, policy, broker=KAFKA) as on:
         yield on

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
+import typer
 
 from tests.fakes import FakeEncoder
 from worker.app import run_worker
+from worker.cli import finish
 from worker.logs import set_up_logs
-from worker.settings import load_settings
+from worker.settings_load import load_settings
 
 
 def main() -> None:
     settings = load_settings()
     set_up_logs(settings.log.level, settings.log.format)
-    asyncio.run(run_worker(settings, load=lambda settings: FakeEncoder()))
+    finish(run_worker(settings, load=lambda settings: FakeEncoder()))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

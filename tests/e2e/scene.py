@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MappingProxyType
@@ -25,10 +25,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.conftest import REPOSITORY
 from tests.policy_factory import category, policy_bytes
 from worker.demo.image_server import Reply
-from worker.demo.stage import TOPICS, Exchange, Stage, Worker, starting_worker, worker_process
+from worker.demo.stage import Exchange, Stage, Worker, starting_worker, worker_process
 from worker.schema import DeadLetter, Verdict
 from worker.topics import TopicReader
 from worker.types import Record
+
+#: Where it is set, the Kafka that tests share; else each has an embedded broker of its own.
+KAFKA = os.environ.get("KAFKA_BOOTSTRAP")
 
 PATIENCE_SECONDS = 60.0  # what takes longer never comes
 
@@ -90,8 +93,10 @@ def fake_worker(on: Stage, **settings: str) -> AbstractContextManager[Worker]:
     return worker_process(on, settings=_environment(settings), command=FAKE_WORKER)
 
 
-def starting_fake_worker(on: Stage, **settings: str) -> AbstractContextManager[Worker]:
-    return starting_worker(on, settings=_environment(settings), command=FAKE_WORKER)
+def starting_fake_worker(
+    on: Stage, *, command: Sequence[str] = FAKE_WORKER, **settings: str
+) -> AbstractContextManager[Worker]:
+    return starting_worker(on, settings=_environment(settings), command=command)
 
 
 def _environment(settings: Mapping[str, str]) -> dict[str, str]:
@@ -177,12 +182,13 @@ async def all_records(on: Stage, topic: str) -> list[Record]:
 
 
 async def all_verdicts(on: Stage) -> list[Verdict]:
-    records = await all_records(on, TOPICS.verdicts_topic)
+    records = await all_records(on, on.topics.verdicts_topic)
     return [Verdict.model_validate_json(record.value or b"") for record in records]
 
 
-def committed_records(on: Stage, group: str) -> int:
-    """How many records of the request topic the group has committed."""
+def committed_records(on: Stage) -> int:
+    """How many records of the request topic the workers' group has committed."""
+    group = on.topics.group
     admin = KafkaAdminClient(bootstrap_servers=on.broker)
     try:
         offsets = admin.list_group_offsets(group)
@@ -191,7 +197,7 @@ def committed_records(on: Stage, group: str) -> int:
     return sum(
         committed.offset
         for partition, committed in offsets[group].items()
-        if partition.topic == TOPICS.requests_topic and committed.offset > 0
+        if partition.topic == on.topics.requests_topic and committed.offset > 0
     )
 
 

@@ -11,8 +11,16 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.scene import all_records, answers_to, command, fake_worker, request, write_policy
-from worker.demo.stage import TOPICS, Exchange, Stage, stage
+from tests.e2e.scene import (
+    KAFKA,
+    all_records,
+    answers_to,
+    command,
+    fake_worker,
+    request,
+    write_policy,
+)
+from worker.demo.stage import Exchange, Stage, stage
 
 _MESSAGE_MAX_BYTES = 10_000
 LETTERS = {
@@ -36,10 +44,10 @@ def on(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     write_policy(policy)
 
     async def bury(on: Stage) -> None:
-        async with Exchange(on.broker) as exchange:
+        async with Exchange(on) as exchange:
             await answers_to(exchange, LETTERS)
 
-    with stage({}, policy) as on:
+    with stage({}, policy, broker=KAFKA) as on:
         with fake_worker(
             on,
             KAFKA__REQUEST_MAX_BYTES="4000",
@@ -64,7 +72,7 @@ def listed(on: Stage, *arguments: str) -> list[dict[str, Any]]:
 
 async def requested(on: Stage) -> Counter[tuple[bytes | None, bytes | None]]:
     """Keys and values on the request topic."""
-    records = await all_records(on, TOPICS.requests_topic)
+    records = await all_records(on, on.topics.requests_topic)
     assert all(record.headers == () for record in records)
     return Counter((record.key, record.value) for record in records)
 
@@ -72,7 +80,7 @@ async def requested(on: Stage) -> Counter[tuple[bytes | None, bytes | None]]:
 def test_all_are_listed_with_their_reason_and_where_they_came_from(on: Stage) -> None:
     letters = listed(on)
     assert Counter(letter["reason"] for letter in letters) == Counter(REASONS.values())
-    assert {letter["source"]["topic"] for letter in letters} == {TOPICS.requests_topic}
+    assert {letter["source"]["topic"] for letter in letters} == {on.topics.requests_topic}
 
 
 def test_a_reason_chooses_among_them(on: Stage) -> None:
@@ -134,7 +142,7 @@ async def test_all_of_a_reason_are_replayed_but_those_whose_value_was_not_kept(
 
 def test_an_empty_topic_has_none_and_says_so(tmp_path: Path) -> None:
     write_policy(tmp_path / "policy.yaml")
-    with stage({}, tmp_path / "policy.yaml") as on:
+    with stage({}, tmp_path / "policy.yaml", broker=KAFKA) as on:
         done = command("dlq", "list", "--format", "table", on=on)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "no dead letters on moderation.dead-letters\n"
+    assert done.stdout == f"no dead letters on {on.topics.dead_letters_topic}\n"

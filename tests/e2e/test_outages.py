@@ -28,14 +28,14 @@ from worker.demo.stage import Exchange, Stage, Worker
 
 
 async def test_without_redis_verdicts_go_on_and_a_metric_says_so(on: Stage) -> None:
-    async with Exchange(on.broker) as exchange:
+    async with Exchange(on) as exchange:
         with fake_worker(on, REDIS__URL=f"redis://127.0.0.1:{closed_port()}/0") as worker:
             await judged_until_redis_is_down(exchange, on, worker)
             assert logged(worker, "cache_down")
 
 
 async def test_redis_lost_in_the_middle_costs_nothing_but_its_answers(on: Stage) -> None:
-    async with Exchange(on.broker) as exchange:
+    async with Exchange(on) as exchange:
         with fake_worker(on) as worker:
             on.images.replies |= gallery(3)
             before = requests_of(on, gallery(3), "before")
@@ -63,8 +63,8 @@ async def judged_until_redis_is_down(exchange: Exchange, on: Stage, worker: Work
 
 @asynccontextmanager
 async def forwarding(port: int, to: str) -> AsyncIterator[None]:
-    """What connects to ``port`` talks to ``to``."""
-    host, _, target = to.partition(":")
+    """What connects to ``port`` talks to the first of the addresses in ``to``."""
+    host, _, target = to.partition(",")[0].partition(":")
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while chunk := await reader.read(65536):
@@ -91,7 +91,7 @@ async def test_a_worker_waits_for_its_broker_and_says_what_it_waits_for(on: Stag
         assert told["level"] == "warning"
         assert probe(worker, "livez") == (200, "starting: waiting for the broker")
         assert probe(worker, "readyz") == (503, "waiting for the broker")
-        async with forwarding(port, to=on.broker), Exchange(on.broker) as exchange:
+        async with forwarding(port, to=on.broker), Exchange(on) as exchange:
             await verdicts_on(exchange, requests_of(on, on.images.replies))
             assert probe(worker, "readyz")[0] == 200
             assert await terminated(worker) == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.e2e.scene import metric, probe, requests_of, verdicts_on
+from tests.e2e.scene import KAFKA, metric, probe, requests_of, verdicts_on
 from worker.demo.image_server import Reply
 from worker.demo.photos import jpeg, photos
 from worker.demo.show import POLICY
@@ -13,14 +13,14 @@ from worker.schema import Verdict
 
 
 async def judged(on: Stage) -> list[Verdict]:
-    async with Exchange(on.broker) as exchange:
+    async with Exchange(on) as exchange:
         verdicts = await verdicts_on(exchange, requests_of(on, on.images.replies))
     return list(verdicts.values())
 
 
 def test_the_worker_judges_photos_with_the_pocket_model() -> None:
     replies = {f"/{name}.jpg": Reply(jpeg(photo)) for name, photo in photos().items()}
-    with stage(replies, POLICY) as on, worker_process(on) as worker:
+    with stage(replies, POLICY, broker=KAFKA) as on, worker_process(on) as worker:
         assert (probe(worker, "livez")[0], probe(worker, "readyz")[0]) == (200, 200)
         assert metric(worker, "imagewarden_ready") == 1
         assert metric(worker, "imagewarden_model_info", name="pocket") == 1

@@ -34,7 +34,7 @@ def in_force(worker: Worker, version: int) -> bool:
 
 async def test_an_edit_changes_the_verdicts_and_fetches_nothing_again(on: Stage) -> None:
     on.images.replies |= gallery(30)
-    async with Exchange(on.broker) as exchange:
+    async with Exchange(on) as exchange:
         with fake_worker(on) as worker:
             before = await decisions(exchange, on, "before")
             write_policy(on.policy, _RED, _BLUE, version=2)
@@ -48,7 +48,7 @@ async def test_an_edit_changes_the_verdicts_and_fetches_nothing_again(on: Stage)
 
 async def test_a_broken_edit_is_refused_and_the_last_good_policy_goes_on(on: Stage) -> None:
     on.images.replies |= gallery(3)
-    async with Exchange(on.broker) as exchange:
+    async with Exchange(on) as exchange:
         with fake_worker(on) as worker:
             write_policy(on.policy, category("red", reveiw=0.5), version=2)
             await eventually(lambda: logged(worker, "policy_refused"), "the edit is refused")

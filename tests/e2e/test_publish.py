@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.scene import (
+    KAFKA,
     all_records,
     closed_port,
     command,
@@ -19,7 +20,7 @@ from tests.e2e.scene import (
     write_policy,
 )
 from worker.demo.image_server import Reply
-from worker.demo.stage import TOPICS, Stage, stage
+from worker.demo.stage import Stage, stage
 from worker.embedded import embedded_broker
 from worker.schema import Verdict, parse_request
 
@@ -34,7 +35,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         "/blue.jpg": Reply(picture("blue")),
         "/page.jpg": Reply(b"<!doctype html>"),
     }
-    with stage(replies, policy) as on, fake_worker(on):
+    with stage(replies, policy, broker=KAFKA) as on, fake_worker(on):
         yield on
 
 
@@ -46,8 +47,8 @@ async def test_urls_and_json_become_requests_on_the_topic(on: Stage) -> None:
         stdin=f"{given.decode()}\n\nhttps://example.com/3.jpg\n",
     )
     assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr == "published 3 to moderation.requests\n"
-    records = await all_records(on, TOPICS.requests_topic)
+    assert done.stderr == f"published 3 to {on.topics.requests_topic}\n"
+    records = await all_records(on, on.topics.requests_topic)
     requests = [parse_request(record.value, max_bytes=10_000) for record in records]
     assert {(one.url, one.tenant) for one in requests} == {
         ("https://example.com/1.jpg?token=SECRET", "shop"),
@@ -63,8 +64,8 @@ async def test_urls_and_json_become_requests_on_the_topic(on: Stage) -> None:
 async def test_a_request_given_twice_is_published_twice(on: Stage) -> None:
     given = request("by-hand", "https://example.com/2.jpg").decode()
     done = command("publish", "-", on=on, stdin=f"{given}\n{given}\n")
-    assert done.stderr == "published 2 to moderation.requests\n"
-    assert len(await all_records(on, TOPICS.requests_topic)) == 2
+    assert done.stderr == f"published 2 to {on.topics.requests_topic}\n"
+    assert len(await all_records(on, on.topics.requests_topic)) == 2
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.e2e.scene import answers_to, fake_worker, metric, picture, request, write_policy
+from tests.e2e.scene import KAFKA, answers_to, fake_worker, metric, picture, request, write_policy
 from worker.demo.image_server import Reply
 from worker.demo.stage import Exchange, Stage, Worker, stage
 from worker.errors import ErrorCode, MalformedReason
@@ -184,12 +184,12 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
         write_policy(path, id=policy or "first", on_error=action)
 
     async def answered(on: Stage, closed_port: int) -> dict[str, Verdict | DeadLetter]:
-        async with Exchange(on.broker) as exchange:
+        async with Exchange(on) as exchange:
             return await answers_to(exchange, _records(on, closed_port))
 
     with (
         socket.socket() as bound,  # and not listening: nobody else takes its port meanwhile
-        stage(REPLIES, policies[0]) as on,
+        stage(REPLIES, policies[0], broker=KAFKA) as on,
     ):
         bound.bind(("127.0.0.1", 0))
         closed_port = bound.getsockname()[1]

@@ -30,7 +30,6 @@ from worker.demo.image_server import Reply
 from worker.demo.stage import Exchange, Stage, Worker
 
 REQUESTS = 120
-GROUP = "imagewarden"  # the default
 
 
 def slow_worker(on: Stage) -> AbstractContextManager[Worker]:
@@ -41,7 +40,7 @@ def slow_worker(on: Stage) -> AbstractContextManager[Worker]:
 async def test_a_worker_told_to_stop_answers_what_it_took_and_the_next_goes_on(on: Stage) -> None:
     on.images.replies |= gallery(REQUESTS, delay_seconds=0.2)
     requests = requests_of(on, on.images.replies)
-    async with Exchange(on.broker) as exchange:
+    async with Exchange(on) as exchange:
         ledger = Ledger(requests)
         with slow_worker(on) as worker:
             await exchange.publish(requests)
@@ -50,7 +49,7 @@ async def test_a_worker_told_to_stop_answers_what_it_took_and_the_next_goes_on(o
             assert await terminated(worker) == 0
         answered = len(await all_verdicts(on))
         assert len(ledger.verdicts) <= answered < REQUESTS
-        assert committed_records(on, GROUP) == answered
+        assert committed_records(on) == answered
 
         with slow_worker(on) as next_worker:
             await ledger.fill(exchange)
@@ -59,13 +58,13 @@ async def test_a_worker_told_to_stop_answers_what_it_took_and_the_next_goes_on(o
     assert {name: len(given) for name, given in ledger.verdicts.items()} == dict.fromkeys(
         requests, 1
     )
-    assert committed_records(on, GROUP) == REQUESTS
+    assert committed_records(on) == REQUESTS
 
 
 async def test_a_worker_that_is_killed_loses_nothing(on: Stage) -> None:
     on.images.replies |= gallery(REQUESTS, delay_seconds=0.2)
     requests = requests_of(on, on.images.replies)
-    async with Exchange(on.broker) as exchange:
+    async with Exchange(on) as exchange:
         ledger = Ledger(requests)
         with slow_worker(on) as worker:
             await exchange.publish(requests)
@@ -87,7 +86,7 @@ async def test_a_worker_that_is_killed_loses_nothing(on: Stage) -> None:
         assert len({verdict.verdict_id for verdict in verdicts}) == 1
         assert len({(verdict.decision, verdict.action) for verdict in verdicts}) == 1
         assert len({verdict.categories for verdict in verdicts}) == 1
-    assert committed_records(on, GROUP) == REQUESTS
+    assert committed_records(on) == REQUESTS
 
 
 async def stuck(on: Stage, worker: Worker, exchange: Exchange) -> None:
@@ -98,7 +97,7 @@ async def stuck(on: Stage, worker: Worker, exchange: Exchange) -> None:
 
 
 async def test_a_second_signal_ends_it_at_once(on: Stage) -> None:
-    async with Exchange(on.broker) as exchange:
+    async with Exchange(on) as exchange:
         with fake_worker(on, WORK__DRAIN_SECONDS="100", FETCH__TOTAL_TIMEOUT_SECONDS="100") as one:
             await stuck(on, one, exchange)
             one.process.terminate()
@@ -111,7 +110,7 @@ async def test_a_second_signal_ends_it_at_once(on: Stage) -> None:
 async def test_what_does_not_finish_before_the_drain_deadline_is_left_to_the_next(
     on: Stage,
 ) -> None:
-    async with Exchange(on.broker) as exchange:
+    async with Exchange(on) as exchange:
         with fake_worker(on, WORK__DRAIN_SECONDS="0.2", FETCH__TOTAL_TIMEOUT_SECONDS="100") as one:
             await stuck(on, one, exchange)
             assert await terminated(one) == 0

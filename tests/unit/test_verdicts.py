@@ -146,6 +146,7 @@ def test_unexamined_image_tells_what_failed_and_whether_trying_again_may_help() 
         "detail": "too slow",
         "retryable": True,
         "attempts": 3,
+        "retry_at": None,
     }
 
 

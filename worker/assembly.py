@@ -1,0 +1,139 @@
+"""What examines images, built from settings: for the worker, and for commands that do without a
+topic."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import structlog
+
+from worker.cache import EmbeddingCache, Stores, UrlCache
+from worker.decode import DecoderPool
+from worker.egress import EgressPolicy
+from worker.embedding_format import encode_embedding, parse_embedding
+from worker.examine import Examiner
+from worker.fetch import HttpFetcher, tls_context
+from worker.hosts import Hosts
+from worker.policy_yaml import load_policy
+from worker.proxy import EgressProxy
+from worker.seams import Encoder
+from worker.settings import Settings
+from worker.stores import MemoryStore, RedisStore
+from worker.types import Embedding
+
+_log = structlog.get_logger(__name__)
+
+
+def load_model(settings: Settings) -> Encoder:
+    """The encoder that the settings name, or else the one the first policy was written for.
+
+    Takes seconds, and blocks. Raises ``Misconfigured``.
+    """
+    from worker.embed import load_encoder  # torch: only a process that embeds pays for it
+
+    model = settings.model
+    name = model.name or load_policy(Path(settings.policies[0])).model
+    encoder = load_encoder(
+        name,
+        checkpoint=model.checkpoint,
+        model_config=model.config,
+        device=model.device,
+        precision=model.precision,
+    )
+    encoder.warm_up()
+    return encoder
+
+
+@asynccontextmanager
+async def examiner_of(
+    settings: Settings, encoder: Encoder, keep: Callable[[Embedding], Awaitable[None]]
+) -> AsyncIterator[Examiner]:
+    """A running examiner; ``keep`` publishes what is to be kept."""
+    async with AsyncExitStack() as parts:
+        fetch = settings.fetch
+        proxy = fetch.egress_proxy
+        fetcher = HttpFetcher(
+            egress=EgressPolicy(ports=fetch.ports, allow=fetch.allow),
+            proxy=EgressProxy.parse(proxy.get_secret_value()) if proxy else None,
+            ssl_context=tls_context(str(fetch.ca_file) if fetch.ca_file else None),
+            total_timeout_seconds=fetch.total_timeout_seconds,
+            connect_timeout_seconds=fetch.connect_timeout_seconds,
+            read_timeout_seconds=fetch.read_timeout_seconds,
+            max_bytes=fetch.max_bytes,
+            max_redirects=fetch.max_redirects,
+            attempts=fetch.attempts,
+        )
+        parts.push_async_callback(fetcher.close)
+        decoder = DecoderPool(
+            processes=settings.decode.processes,
+            timeout_seconds=settings.decode.timeout_seconds,
+            memory_bytes=settings.decode.memory_bytes,
+            max_pixels=settings.decode.max_pixels,
+        )
+        parts.push_async_callback(decoder.close)
+        await decoder.start()
+        stores: Stores = [("memory", MemoryStore(max_bytes=settings.cache.memory_max_bytes))]
+        if settings.redis.url is not None:
+            redis = RedisStore(
+                settings.redis.url.get_secret_value(),
+                timeout_seconds=settings.redis.timeout_seconds,
+                breaker_seconds=settings.redis.breaker_seconds,
+                prefix=settings.redis.prefix,
+            )
+            parts.push_async_callback(redis.close)
+            stores = [*stores, ("redis", redis)]
+        embeddings = EmbeddingCache(
+            stores,
+            dimension=encoder.info.dimension,
+            ttl_seconds=settings.cache.embedding_ttl_seconds,
+            encode=encode_embedding,
+            parse=parse_embedding,
+        )
+        urls = UrlCache(
+            stores,
+            url_key=_url_key(settings),
+            ttl_seconds=settings.cache.url_ttl_seconds,
+            revalidate_seconds=settings.cache.url_revalidate_seconds,
+        )
+        hosts = Hosts(
+            slots=settings.work.images,
+            share=settings.host.share,
+            failures=settings.host.failures,
+            silence_seconds=settings.host.silence_seconds,
+            breaker_seconds=settings.host.breaker_seconds,
+        )
+        examiner = Examiner(
+            fetcher=fetcher,
+            hosts=hosts,
+            decoder=decoder,
+            encoder=encoder,
+            embeddings=embeddings,
+            urls=urls,
+            keep=keep,
+            images_in_work=settings.work.images,
+            low_share=settings.work.low_share,
+            batch_rows=settings.model.batch_rows or encoder.preferred_batch,
+            batch_wait_seconds=settings.model.batch_wait_seconds,
+            batches_in_flight=2,
+        )
+        running = asyncio.create_task(examiner.run())
+        try:
+            yield examiner
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+def _url_key(settings: Settings) -> bytes:
+    if settings.cache.url_key is None:
+        if settings.redis.url is not None:
+            _log.info(
+                "no url_key: what URLs served is not shared between workers",
+                set="IMAGEWARDEN_CACHE__URL_KEY",
+            )
+        return secrets.token_bytes(32)
+    return settings.cache.url_key.get_secret_value().encode()

@@ -1,0 +1,156 @@
+"""The narrow Protocols at the seams, and what they raise. Real parts and fakes are held to the same
+contract tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from worker.types import (
+    Decoded,
+    Fetched,
+    Float32Rows,
+    FramePlan,
+    Message,
+    ModelInfo,
+    NotModified,
+    OffsetAndMetadata,
+    Pixels,
+    PreprocessSpec,
+    Record,
+    TopicPartition,
+)
+
+
+class Encoder(Protocol):
+    """Turns pixels and texts into unit vectors of one space. Blocking; called from threads."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    @property
+    def preferred_batch(self) -> int:
+        """Rows in a batch that this device runs fastest with."""
+        ...
+
+    def encode_images(self, pixels: Pixels) -> Float32Rows:
+        """[n, height, width, 3] uint8 to [n, dimension], rows of length one; n may be 0.
+
+        Raises ``DeviceOutOfMemory``.
+        """
+        ...
+
+    def encode_texts(self, texts: Sequence[str]) -> Float32Rows:
+        """n texts to [n, dimension], rows of length one; n may be 0."""
+        ...
+
+
+class Source(Protocol):
+    """Where records come from. All methods are called from the event loop."""
+
+    async def poll(self, room: int) -> Sequence[Record]:
+        """At most ``room`` records, or none after a short wait.
+
+        Must be called again and again, with ``room`` 0 when there is no room, or the membership
+        of the group is lost.
+        """
+        ...
+
+    async def committed(
+        self, partitions: Sequence[TopicPartition]
+    ) -> Mapping[TopicPartition, OffsetAndMetadata | None]:
+        """What the group has committed; None where it never has."""
+        ...
+
+    async def commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
+        """Raises nothing for partitions that are no longer ours: their new owner reads them
+        again."""
+        ...
+
+    def membership(self) -> object:
+        """What tells the broker, in a transaction, that the committed partitions are still ours."""
+        ...
+
+    def lag(self) -> Mapping[TopicPartition, int]:
+        """Records behind the end of each assigned partition, as last seen; no I/O."""
+        ...
+
+    async def close(self) -> None:
+        """Leave the group."""
+        ...
+
+
+class TooLarge(Exception):
+    """The broker takes no message of this size."""
+
+
+class Undelivered(Exception):
+    """The broker did not take it, and whether it has it is not known."""
+
+
+class Publisher(Protocol):
+    async def publish(self, message: Message) -> None:
+        """Returns once the broker has acknowledged the message; raises if it never does, and
+        ``TooLarge`` if it is larger than it will ever take."""
+        ...
+
+    def fits(self, message: Message) -> bool:
+        """Whether the broker takes a message of this size."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Aborted(Exception):
+    """Nothing of the transaction was committed; the same work may be tried again."""
+
+
+class Fenced(Exception):
+    """Another process has taken over the transactional id; this one must end."""
+
+
+class Transactions(Protocol):
+    async def commit(
+        self,
+        messages: Sequence[Message],
+        offsets: Mapping[TopicPartition, OffsetAndMetadata],
+        membership: object,
+    ) -> None:
+        """All the messages and the offsets, or nothing. ``membership`` is the source's.
+
+        Raises ``Aborted``, after which it may be called again, or what ends the process:
+        ``Fenced``, ``Undelivered``, or ``TooLarge``, before anything is sent.
+        """
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Fetcher(Protocol):
+    async def fetch(self, url: str, *, etag: str | None = None) -> Fetched | NotModified:
+        """Download ``url``. Raises ``Unexaminable``."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Decoder(Protocol):
+    async def decode(
+        self, body: bytes, sha256: str, spec: PreprocessSpec, plan: FramePlan
+    ) -> Decoded:
+        """Raises ``Unexaminable``."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Store(Protocol):
+    """A tier of the cache: bytes by key, with a time to live in seconds. Failures are misses."""
+
+    async def get(self, keys: Sequence[str]) -> Sequence[bytes | None]: ...
+
+    async def put(self, items: Iterable[tuple[str, bytes, float]]) -> None: ...
+
+    async def delete(self, keys: Sequence[str]) -> None: ...
+
+    async def close(self) -> None: ...
