@@ -160,7 +160,7 @@ async def _message_bytes(settings: Settings) -> int:
     for topic, limit in limits.items():
         if limit < kafka.message_max_bytes:
             _log.info("a topic takes less than the setting", topic=topic, max_message_bytes=limit)
-    return min(kafka.message_max_bytes, *limits.values())
+    return min([kafka.message_max_bytes, *limits.values()])
 
 
 def _endpoints(settings: Settings, probes: _Probes) -> Endpoints:

@@ -91,7 +91,7 @@ class Pipeline:
                     task = group.create_task(self._answer(record))
                     self._tasks[task] = record.topic_partition
                     task.add_done_callback(self._ended)
-                telemetry.REQUESTS.inc(len(records))
+                telemetry.REQUESTS.labels(self._lane).inc(len(records))
                 self._observe()
             unfinished = await self._finish(set(self._tasks.values()))
             for task in (committing, *unfinished):

@@ -27,7 +27,10 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 _BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 REQUESTS = Counter(
-    "imagewarden_requests", "Records read from the request topic.", registry=REGISTRY
+    "imagewarden_requests",
+    "Records read, by lane (live, retries, backfill).",
+    ["lane"],
+    registry=REGISTRY,
 )
 VERDICTS = Counter(
     "imagewarden_verdicts",

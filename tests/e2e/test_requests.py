@@ -264,7 +264,7 @@ def test_failures_that_may_pass_are_tried_again_and_others_are_not(outcome: Outc
 def test_every_answer_is_counted(outcome: Outcome) -> None:
     worker = outcome.worker
     letters = sum(isinstance(answer, DeadLetter) for answer in outcome.answers.values())
-    assert metric(worker, "imagewarden_requests_total") == outcome.asked
+    assert metric(worker, "imagewarden_requests_total", lane="live") == outcome.asked
     assert metric(worker, "imagewarden_dead_letters_total") == letters
     assert metric(worker, "imagewarden_verdicts_total") == outcome.asked - letters
     undetermined = metric(worker, "imagewarden_verdicts_total", decision="undetermined")

@@ -35,8 +35,8 @@ def families() -> list[Metric]:
 
 
 def test_metrics_are_served_in_the_format_that_prometheus_reads() -> None:
-    telemetry.REQUESTS.inc()
-    counted = telemetry.REGISTRY.get_sample_value("imagewarden_requests_total")
+    telemetry.FETCH_ATTEMPTS.inc()
+    counted = telemetry.REGISTRY.get_sample_value("imagewarden_fetch_attempts_total")
     with serving() as address:
         answer = httpx.get(f"{address}/metrics")
     assert answer.status_code == 200
@@ -45,8 +45,8 @@ def test_metrics_are_served_in_the_format_that_prometheus_reads() -> None:
     # this format knows no infos: it writes them as gauges
     told = {f"{one.name}_info" if one.type == "info" else one.name for one in families()}
     assert told <= read.keys()
-    values = {sample.name: sample.value for sample in read["imagewarden_requests"].samples}
-    assert values["imagewarden_requests_total"] == counted
+    values = {sample.name: sample.value for sample in read["imagewarden_fetch_attempts"].samples}
+    assert values["imagewarden_fetch_attempts_total"] == counted
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
