@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Everything that the checks and the demo need is in the lock, by hash.
 INSTALLED := $(VENV)/installed
+# Of Apache Kafka, where it is started: 1 or 3.
+BROKERS ?= 1
 
-.PHONY: setup fmt lint types test demo bench schemas docs lock clean
+.PHONY: setup fmt lint types test kafka test-kafka chaos fuzz demo bench schemas docs lock clean
 
 setup: $(INSTALLED)
 
@@ -28,6 +30,24 @@ types: setup
 
 test: setup
 	$(BIN)/pytest -n 2 --dist loadfile
+
+# Apache Kafka itself; needs Java 17 or newer, and Maven, which takes its jars once.
+kafka: setup
+	$(BIN)/python -m tests.apache_kafka --brokers $(BROKERS)
+
+# On the Kafka that KAFKA_BOOTSTRAP names, or on one that is started for it.
+test-kafka: setup
+	$(if $(KAFKA_BOOTSTRAP),,$(BIN)/python -m tests.apache_kafka --brokers $(BROKERS)) \
+		$(BIN)/pytest -n 2 --dist loadfile tests/contract tests/e2e
+
+# The service under faults, on three brokers; SEED of the faults, and SHORT=1 for two minutes.
+chaos: setup
+	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(SHORT),--short)
+
+# TARGET of tests/fuzz, for SECONDS; atheris has wheels for Linux and macOS only, and is not locked.
+fuzz: setup
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet atheris
+	$(BIN)/python -m tests.fuzz $(or $(TARGET),url) $(or $(SECONDS),60)
 
 demo: setup
 	$(BIN)/imagewarden demo $(if $(KEEP),--keep)

@@ -10,7 +10,7 @@ from worker.compile import compile_policy, texts_of
 from worker.policy import Policy
 from worker.policy_yaml import parse_policy
 from worker.score import CompiledPolicy
-from worker.types import Encoder
+from worker.seams import Encoder
 
 
 def category(id: str = "colour.red", **keys: Any) -> dict[str, Any]:
