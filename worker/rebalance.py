@@ -40,6 +40,7 @@ class Rebalances(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         self._forget = forget
         self._owned: set[TopicPartition] = set()
         _lose_all_with_the_membership(consumer._coordinator)
+        _look_for_the_coordinator_without_haste(consumer._coordinator)
 
     def owns(self, partition: TopicPartition) -> bool:
         """Assigned to us, and not being given up."""
@@ -53,6 +54,8 @@ class Rebalances(AsyncConsumerRebalanceListener):  # type: ignore[misc]
 
     async def on_partitions_revoked(self, revoked: set[KafkaTopicPartition]) -> None:
         _note("revoked", revoked)
+        # What comes in exchange is polled from now on, and told of only when all this is over
+        self._owned.update(TopicPartition(*each) for each in self._consumer.assignment())
         partitions = [TopicPartition(*each) for each in revoked]
         offsets = await self._ask(self._drained(partitions))
         if offsets:
@@ -112,6 +115,22 @@ def _lose_all_with_the_membership(coordinator: Any) -> None:
             assignor.member_assignment = None  # what it claims to own
 
     coordinator.reset_generation = reset_generation
+
+
+def _look_for_the_coordinator_without_haste(coordinator: Any) -> None:
+    """Mends kafka-python 3.0.12, which asks who coordinates the group, is told of a broker that it
+    has just lost, and asks again at once: a thousand times a second, with a line in the log each
+    time, until the brokers have missed it too."""
+    ask = coordinator._send_group_coordinator_request
+    pause = coordinator.config["retry_backoff_ms"] / 1000
+
+    async def ask_and_pause() -> Any:
+        found = await ask()
+        if coordinator._client.connection_delay(found) > 0:
+            await coordinator._net.sleep(pause)
+        return found
+
+    coordinator._send_group_coordinator_request = ask_and_pause
 
 
 def kafka_offsets(offsets: Offsets) -> dict[KafkaTopicPartition, KafkaOffsetAndMetadata]:
