@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,13 +16,15 @@ class FakeFetcher:
     """``seams.Fetcher`` over a dictionary: a URL serves a body, a body with an ETag, or raises.
 
     A URL in ``gates`` serves nothing until its gate is set. ``asked`` holds each URL with the ETag
-    it was asked with; ``most_active`` is the most downloads there were at once.
+    it was asked with, ``worth_retrying`` what it was told last; ``most_active`` is the most
+    downloads there were at once.
     """
 
     def __init__(self) -> None:
         self.serves: dict[str, Fetched | Exception] = {}
         self.gates: dict[str, asyncio.Event] = {}
         self.asked: list[tuple[str, str | None]] = []
+        self.worth_retrying: dict[str, Callable[[], bool]] = {}
         self.active = 0
         self.most_active = 0
 
@@ -29,8 +32,15 @@ class FakeFetcher:
         """Set the event that it gives to let the download go on."""
         return self.gates.setdefault(url, asyncio.Event())
 
-    async def fetch(self, url: str, *, etag: str | None = None) -> Fetched | NotModified:
+    async def fetch(
+        self,
+        url: str,
+        *,
+        etag: str | None = None,
+        worth_retrying: Callable[[], bool] = lambda: True,
+    ) -> Fetched | NotModified:
         self.asked.append((url, etag))
+        self.worth_retrying[url] = worth_retrying
         self.active += 1
         self.most_active = max(self.active, self.most_active)
         try:

@@ -164,7 +164,11 @@ class Examiner:
             self._slots.hold(priority),
         ):
             with _timed(Stage.FETCH, timings), place.attempt():
-                fetched = await self._fetcher.fetch(url, etag=known[0].etag if known else None)
+                fetched = await self._fetcher.fetch(
+                    url,
+                    etag=known[0].etag if known else None,
+                    worth_retrying=place.worth_retrying,
+                )
             if isinstance(fetched, NotModified):
                 if not known:
                     raise Unexaminable(

@@ -13,6 +13,7 @@ import random
 import re
 import ssl
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 
 import httpx
@@ -108,8 +109,15 @@ class HttpFetcher:
             keepalive_seconds=keepalive_seconds,
         )
 
-    async def fetch(self, url: str, *, etag: str | None = None) -> Fetched | NotModified:
-        """Download ``url``; with ``etag``, only if it is no longer what that names.
+    async def fetch(
+        self,
+        url: str,
+        *,
+        etag: str | None = None,
+        worth_retrying: Callable[[], bool] = lambda: True,
+    ) -> Fetched | NotModified:
+        """Download ``url``; with ``etag``, only if it is no longer what that names. Where
+        ``worth_retrying`` says no, a failed attempt was the last one.
 
         Raises ``Unexaminable``. Its detail holds no query string and no credential.
         """
@@ -129,7 +137,8 @@ class HttpFetcher:
                         pause *= random.uniform(0.5, 1.5)
                         if isinstance(failure, _TryLater):
                             pause = max(pause, failure.seconds)
-                        if attempt == self._attempts or clock() + pause >= deadline:
+                        another = attempt < self._attempts and clock() + pause < deadline
+                        if not (another and worth_retrying()):
                             raise failure.exhausted(attempt) from None
                     await asyncio.sleep(pause)
         except TimeoutError:

@@ -128,6 +128,10 @@ class Place:
             self._host.ended(answered)
             self.give_back()
 
+    def worth_retrying(self) -> bool:
+        """No longer once the host is left alone: it would only hold the place."""
+        return self._host.refused_until is None
+
     def give_back(self) -> None:
         if self._held:
             self._held = False

@@ -3,7 +3,7 @@ contract tests."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from worker.types import (
@@ -127,8 +127,15 @@ class Transactions(Protocol):
 
 
 class Fetcher(Protocol):
-    async def fetch(self, url: str, *, etag: str | None = None) -> Fetched | NotModified:
-        """Download ``url``. Raises ``Unexaminable``."""
+    async def fetch(
+        self,
+        url: str,
+        *,
+        etag: str | None = None,
+        worth_retrying: Callable[[], bool] = lambda: True,
+    ) -> Fetched | NotModified:
+        """Download ``url``; after a failure that may pass, ``worth_retrying`` says whether to try
+        again. Raises ``Unexaminable``."""
         ...
 
     async def close(self) -> None: ...

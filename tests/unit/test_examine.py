@@ -652,6 +652,18 @@ async def test_host_that_never_answers_holds_up_no_image_of_the_others() -> None
             assert (error.code, error.retryable) == (ErrorCode.HOST_UNAVAILABLE, True)
 
 
+async def test_fetcher_is_told_that_another_attempt_at_a_silent_host_is_worth_nothing() -> None:
+    bench = bench_of(hosts=Hosts(slots=2, share=0.5, silence_seconds=0.01, breaker_seconds=3600))
+    bench.fetcher.hold(URL)
+    with bench.running():
+        downloading, waiting = ask_all(bench, [URL, f"{URL}?too"])
+        await until(lambda: bench.fetcher.active == 1)
+        assert bench.fetcher.worth_retrying[URL]()
+        assert await fails(waiting) == ErrorCode.HOST_UNAVAILABLE
+        assert not bench.fetcher.worth_retrying[URL]()
+        downloading.cancel()
+
+
 async def test_place_of_a_host_is_free_as_soon_as_the_download_has_ended() -> None:
     publishing = asyncio.Event()
     bench = bench_of(

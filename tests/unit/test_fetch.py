@@ -411,6 +411,18 @@ async def test_a_stalled_attempt_leaves_time_for_another(
     assert await body_of(fetcher, server.answer("/", stalled, response())) == BODY
 
 
+async def test_no_retry_is_started_that_is_not_worth_it(
+    server: Server, fetcher: HttpFetcher
+) -> None:
+    worth = iter([True, False])
+    url = server.answer("/", response(b"", "503 Busy"))
+    with pytest.raises(Unexaminable) as raised:
+        await fetcher.fetch(url, worth_retrying=lambda: next(worth))
+    failure = raised.value
+    assert (failure.code, failure.retryable) == (ErrorCode.HTTP_SERVER_ERROR, True)
+    assert failure.attempts == len(server.seen) == 2
+
+
 async def test_an_answer_that_stalls_every_time_is_a_retryable_timeout(
     server: Server, fetcher_of: FetcherOf
 ) -> None:

@@ -377,6 +377,19 @@ def test_breakers_are_counted_and_no_longer_once_they_are_closed_or_forgotten() 
     in_no_time(scene)
 
 
+def test_an_attempt_is_worth_retrying_until_the_breaker_opens_and_again_once_it_closes() -> None:
+    async def scene() -> None:
+        hosts = hosts_of(3)
+        async with hosts.place(URL) as place:
+            with place.attempt():
+                assert place.worth_retrying()
+                await fail(hosts, 5)
+                assert not place.worth_retrying()
+            assert place.worth_retrying()
+
+    in_no_time(scene)
+
+
 # ---------------------------------------------------------------- silence
 
 
@@ -617,7 +630,12 @@ async def test_a_host_that_never_answers_leaves_the_others_their_places() -> Non
             server = await asyncio.start_server(serve, "127.0.0.1", 0)
             stack.callback(server.close)
             urls.append(f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        fetcher = HttpFetcher(egress=EgressPolicy(allow=urls), total_timeout_seconds=3600)
+        fetcher = HttpFetcher(
+            egress=EgressPolicy(allow=urls),
+            total_timeout_seconds=3600,
+            read_timeout_seconds=2,
+            attempts=1000,
+        )
         stack.push_async_callback(fetcher.close)
         hosts = Hosts(slots=8, share=0.5, silence_seconds=1, breaker_seconds=3600)
         slots = asyncio.Semaphore(8)
@@ -625,13 +643,13 @@ async def test_a_host_that_never_answers_leaves_the_others_their_places() -> Non
         async def examine(url: str) -> None:
             async with hosts.place(url) as place, slots:
                 with place.attempt():
-                    await fetcher.fetch(url)
+                    await fetcher.fetch(url, worth_retrying=place.worth_retrying)
 
         asked = [asyncio.create_task(outcome_of(examine(f"http://{urls[n % 2]}/{n}")))
                  for n in range(200)]  # fmt: skip
         stack.callback(lambda: [task.cancel() for task in asked])
-        # All of them, but for the four that found out that nobody answers
         alive, unanswered = asked[0::2], asked[1::2]
         assert await asyncio.gather(*alive) == ["ok"] * 100
         assert await asyncio.gather(*unanswered[4:]) == ["host_unavailable"] * 96
-        assert not any(task.done() for task in unanswered[:4])
+        # These found out that nobody answers, and know better than to ask a thousand times
+        assert await asyncio.gather(*unanswered[:4]) == ["fetch_timeout"] * 4
