@@ -26,7 +26,7 @@ from worker.ledger import Ledger
 from worker.pipeline import Limits, Pipeline
 from worker.rejections import Rejections
 from worker.reload import PolicyStore
-from worker.retries import RetryPlan, seconds_until_due
+from worker.retries import RetryPlan
 from worker.schema import DEAD_LETTER_HEADER, DeadLetter, Verdict
 from worker.solitude import Solitude
 from worker.types import (
@@ -226,7 +226,7 @@ class World:
             limits=Limits(
                 in_flight=in_flight, commit_interval_seconds=0.001, drain_seconds=drain_seconds
             ),
-            wait=seconds_until_due if retrying else lambda _: 0.0,
+            wait=retries.seconds_until_due if retries and retrying else lambda _: 0.0,
         )
         await source.start(drain=pipeline.drain, forget=pipeline.forget)
         stop = asyncio.Event()

@@ -82,7 +82,8 @@ async def run_worker(
         try:
             async with asyncio.TaskGroup() as group:
                 watching = group.create_task(policies.watch())
-                await asyncio.gather(*(pipeline.run(stop) for pipeline in pipelines))
+                # of the group too: when one fails, the others end before the parts are closed
+                await asyncio.wait([group.create_task(each.run(stop)) for each in pipelines])
                 watching.cancel()
         except* Halted as halted:
             raise _first(halted) from None

@@ -19,7 +19,7 @@ from worker.ledger import Ledger
 from worker.pipeline import Limits, Pipeline
 from worker.rejections import Rejections
 from worker.reload import PolicyStore
-from worker.retries import RetryPlan, seconds_until_due
+from worker.retries import RetryPlan
 from worker.seams import Publisher
 from worker.settings import Settings
 from worker.solitude import Solitude
@@ -69,6 +69,7 @@ async def open_pipelines(
     """A pipeline for each topic, as a member of its group; ``parts`` closes what they need.
     ``message_bytes`` is the largest message that the topics take."""
     solitude = Solitude()
+    plan = _retry_plan(settings)
     pipelines, starting = [], []
     for lane in _lanes(settings):
         source = _source(settings, lane)
@@ -77,7 +78,7 @@ async def open_pipelines(
         pipeline = Pipeline(
             lane=lane.name,
             source=source,
-            answerer=_answerer(settings, lane, judging, publisher),
+            answerer=_answerer(settings, lane, judging, publisher, plan),
             ledger=ledger,
             delivery=delivery,
             rejections=Rejections(
@@ -85,7 +86,7 @@ async def open_pipelines(
             ),
             solitude=solitude,
             limits=_limits(settings, lane),
-            **({"wait": seconds_until_due} if lane.name == "retries" else {}),
+            **({"wait": plan.seconds_until_due} if plan and lane.name == "retries" else {}),
         )
         parts.push_async_callback(source.close)
         pipelines.append(pipeline)
@@ -105,8 +106,21 @@ def _source(settings: Settings, lane: _Lane) -> KafkaSource:
     )
 
 
-def _answerer(settings: Settings, lane: _Lane, judging: Judging, publisher: Publisher) -> Answerer:
-    kafka, retry = settings.kafka, settings.retry
+def _retry_plan(settings: Settings) -> RetryPlan | None:
+    retry = settings.retry
+    if not retry.attempts:
+        return None
+    return RetryPlan(settings.kafka.retries_topic, retry.attempts, retry.delay_seconds)
+
+
+def _answerer(
+    settings: Settings,
+    lane: _Lane,
+    judging: Judging,
+    publisher: Publisher,
+    plan: RetryPlan | None,
+) -> Answerer:
+    kafka = settings.kafka
     return Answerer(
         judge=Judge(
             examiner=judging.examiner,
@@ -117,9 +131,7 @@ def _answerer(settings: Settings, lane: _Lane, judging: Judging, publisher: Publ
         ),
         publisher=publisher,
         topics=AnswerTopics(kafka.verdicts_topic, kafka.dead_letters_topic),
-        retries=RetryPlan(kafka.retries_topic, retry.attempts, retry.delay_seconds)
-        if retry.attempts
-        else None,
+        retries=plan,
         retrying=lane.name == "retries",
         request_bytes=kafka.request_max_bytes,
         worker=settings.worker,

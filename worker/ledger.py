@@ -22,6 +22,7 @@ class Ledger:
         self._watermarks = Watermarks()
         self._journals: dict[TopicPartition, Journal] = {}
         self._committed: dict[TopicPartition, OffsetAndMetadata] = {}
+        self._deadly: set[TopicPartition] = set()
 
     def polled(self, record: Record) -> None:
         """``record`` is in flight."""
@@ -68,6 +69,11 @@ class Ledger:
         journal = self._journals.get(record.topic_partition)
         return journal is not None and journal.marked_alone(record.offset)
 
+    def ends_the_process(self, record: Record) -> None:
+        """Work on it failed as nobody foresaw. However orderly the process ends, that is a death:
+        nothing more is committed of its partition, whose reservation stays open."""
+        self._deadly.add(record.topic_partition)
+
     def committable(self) -> dict[TopicPartition, OffsetAndMetadata]:
         """What the broker should know and does not, of every partition."""
         return self._to_commit(self._journals, closing=False)
@@ -93,12 +99,15 @@ class Ledger:
         for partition in partitions:
             self._journals.pop(partition, None)
             self._committed.pop(partition, None)
+            self._deadly.discard(partition)
 
     def _to_commit(
         self, partitions: Iterable[TopicPartition], *, closing: bool
     ) -> dict[TopicPartition, OffsetAndMetadata]:
         offsets = {}
         for partition in partitions:
+            if partition in self._deadly:
+                continue
             journal = self._journals[partition]
             watermark = self._watermarks.watermark(partition)
             polled = self._watermarks.last_polled(partition)

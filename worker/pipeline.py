@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import structlog
 
 from worker import telemetry
-from worker.answers import Answerer, tell
+from worker.answers import Answer, Answerer, tell
 from worker.delivery import Delivery
 from worker.ledger import Ledger
 from worker.poison import Standing
@@ -110,6 +110,7 @@ class Pipeline:
     def forget(self, partitions: Collection[TopicPartition]) -> None:
         """What finishes later for ``partitions`` counts no more: their new owner reads it again."""
         self._leave_to_others(partitions)
+        self._turns.forget(partitions)
         self._ledger.forget(partitions)
         self._delivery.forget(partitions)
         for topic, partition in partitions:
@@ -180,10 +181,7 @@ class Pipeline:
             await asyncio.sleep(self._wait(record))
             started = time.perf_counter()
             async with self._in_work(record) as poison:
-                if poison:
-                    answer = self._answerer.poison(record)
-                else:
-                    answer = await self._answerer.answer(record)
+                answer = await self._worked_out(record, poison=poison)
             if turn is not None:
                 await asyncio.shield(turn)
             self._rejections.count(rejected=answer.rejected is not None)
@@ -193,6 +191,22 @@ class Pipeline:
                 telemetry.REQUEST_SECONDS.observe(time.perf_counter() - started)
 
             await self._delivery.release(record, answer.messages, told)
+
+    async def _worked_out(self, record: Record, *, poison: bool) -> Answer:
+        if poison:
+            return self._answerer.poison(record)
+        try:
+            return await self._answerer.answer(record)
+        except (Exception, asyncio.CancelledError) as error:
+            if _this_task().cancelling():
+                raise
+            self._ledger.ends_the_process(record)
+            if isinstance(error, asyncio.CancelledError):  # of a task that nobody would miss
+                raise RuntimeError(
+                    f"a stage ended under the record of {record.topic_partition} at offset "
+                    f"{record.offset}"
+                ) from error
+            raise
 
     @asynccontextmanager
     async def _in_work(self, record: Record) -> AsyncIterator[bool]:
@@ -211,9 +225,7 @@ class Pipeline:
                 yield standing is Standing.POISON
 
     def _begin(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._begun.add(task)
+        self._begun.add(_this_task())
 
     async def _commits_until(self, record: Record, *, trying: bool) -> None:
         """A commit names ``record`` as the one that is tried alone, or names it no more."""
@@ -225,3 +237,9 @@ class Pipeline:
         committed = self._committed
         self._commit_wanted.set()
         await committed.wait()
+
+
+def _this_task() -> asyncio.Task[None]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task

@@ -7,10 +7,10 @@ lie there, and none that is due waits behind one that is not.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from uuid import UUID
 
-from pydantic import ValidationError
+from pydantic import AwareDatetime, ValidationError
 
 from worker.errors import Malformed, MalformedReason
 from worker.schema import Published, Request, Verdict, now
@@ -30,7 +30,7 @@ class Retry(Published):
     number: int
     attempts: int
     supersedes: UUID
-    due: datetime
+    due: AwareDatetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,15 @@ class RetryPlan:
         header = (RETRY_HEADER, retry.model_dump_json().encode())
         return Message(self.topic, record.key, record.value, (*kept, header))
 
+    def seconds_until_due(self, record: Record) -> float:
+        """How long a retry is still to wait, and no longer than the delay: those behind it wait
+        too, and the clock it was written by may be wrong. What is no retry does not wait."""
+        try:
+            wait = (retry_of(record).due - now()).total_seconds()
+        except Malformed:
+            return 0.0
+        return min(max(0.0, wait), self.delay_seconds)
+
 
 def retry_of(record: Record) -> Retry:
     """Raises ``Malformed`` for a record that is no retry."""
@@ -69,11 +78,3 @@ def retry_of(record: Record) -> Retry:
         return Retry.model_validate_json(header)
     except ValidationError:
         raise Malformed(MalformedReason.INVALID, f"its header {RETRY_HEADER} is damaged") from None
-
-
-def seconds_until_due(record: Record) -> float:
-    """How long a retry is still to wait; what is none does not wait."""
-    try:
-        return max(0.0, (retry_of(record).due - now()).total_seconds())
-    except Malformed:
-        return 0.0

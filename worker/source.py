@@ -136,10 +136,12 @@ class KafkaSource:
         if self._cancelled:
             raise RuntimeError("a cancelled poll took records with it: this source can only close")
         try:
-            return await self._call(self._poll, room)
+            records = await self._call(self._poll, room)
         except asyncio.CancelledError:
             self._cancelled = True
             raise
+        # What was given up while its records were on their way is another's to answer
+        return [record for record in records if self._rebalances.owns(record.topic_partition)]
 
     async def committed(
         self, partitions: Sequence[TopicPartition]
@@ -193,7 +195,7 @@ class KafkaSource:
 
     def lag(self) -> Mapping[TopicPartition, int]:
         """See ``seams.Source``. Partitions of which nothing was fetched yet are left out."""
-        return self._lag
+        return {tp: records for tp, records in self._lag.items() if self._rebalances.owns(tp)}
 
     async def close(self) -> None:
         """Leave the group, after ``drain`` and ``forget`` of all that is assigned."""

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+
+from worker.types import TopicPartition
+
+Item = tuple[TopicPartition, bytes]
 
 
 class Turns:
     """Work on the records of a key goes on side by side; only its results queue."""
 
     def __init__(self) -> None:
-        self._last: dict[Hashable, asyncio.Future[None]] = {}
+        self._last: dict[Item, asyncio.Future[None]] = {}
 
     @contextmanager
-    def ticket(self, key: Hashable | None) -> Iterator[asyncio.Future[None] | None]:
+    def ticket(self, item: Item | None) -> Iterator[asyncio.Future[None] | None]:
         """Drawn in the order of the records; await what it gives before answering.
 
         The next one's turn comes when the context ends. Ends it with an error, so do all that
-        wait behind it: their records are read again, in order. Without a key there is no order,
-        and nothing to await.
+        wait behind it: their records are read again, in order. Without an item there is no
+        order, and nothing to await.
         """
-        if key is None:
+        if item is None:
             yield None
             return
-        previous = self._last.get(key)
-        mine = self._last[key] = asyncio.get_running_loop().create_future()
+        previous = self._last.get(item)
+        mine = self._last[item] = asyncio.get_running_loop().create_future()
         try:
             yield previous
         except BaseException:
@@ -34,5 +38,10 @@ class Turns:
         else:
             mine.set_result(None)
         finally:
-            if self._last.get(key) is mine:
-                del self._last[key]
+            if self._last.get(item) is mine:
+                del self._last[item]
+
+    def forget(self, partitions: Collection[TopicPartition]) -> None:
+        """These partitions are no longer ours: should they come back, what is read then waits for
+        nothing that was read before."""
+        self._last = {item: turn for item, turn in self._last.items() if item[0] not in partitions}

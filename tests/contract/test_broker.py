@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import structlog
+from kafka import TopicPartition as KafkaTopicPartition
 
 from tests.contract.members import (
     MAX_MESSAGE_BYTES,
@@ -349,6 +353,50 @@ async def test_a_cancelled_poll_ends_the_polling_for_it_may_have_taken_records(
         await asyncio.gather(polling, return_exceptions=True)
         with pytest.raises(RuntimeError, match="can only close"):
             await reader.poll(1)
+
+
+class Held(ThreadPoolExecutor):
+    """Gives records only when it may."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.taken, self.may_give = threading.Event(), threading.Event()
+
+    def submit(self, function: Any, /, *args: Any, **named: Any) -> Future[Any]:
+        def held() -> Any:
+            if result := function(*args, **named):
+                self.taken.set()
+                self.may_give.wait(PATIENCE_SECONDS)
+            return result
+
+        return super().submit(held)
+
+
+async def test_records_whose_partition_is_lost_while_they_are_on_their_way_do_not_arrive(
+    broker_address: str, group: str
+) -> None:
+    kit = KafkaKit(broker_address)
+    topic = await fresh_topic(kit, 1)
+    publisher = kit.publisher()
+    await publisher.start()
+    async with member(kit, topic, group) as reader:
+        await publish(publisher, topic, [1])
+        await reader.read(1)
+        source: Any = reader.source
+        held = source._thread = Held()
+        await publish(publisher, topic, [2])
+        await publisher.close()
+        while not held.taken.is_set():
+            polling = asyncio.create_task(reader.poll(1))
+            while not (polling.done() or held.taken.is_set()):
+                await asyncio.sleep(0.01)
+        network = source._consumer._coordinator._net
+        lost = {KafkaTopicPartition(topic, 0)}
+        await asyncio.to_thread(network.run, source._rebalances.on_partitions_lost, lost)
+        held.may_give.set()
+        assert await polling == []
+        assert reader.watermarks.partitions() == []
+        assert source.lag() == {}
 
 
 async def test_while_the_broker_is_away_polls_come_back_empty_and_leaving_takes_no_time(

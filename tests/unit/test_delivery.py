@@ -10,6 +10,8 @@ from tests.fakes_broker import FakeTransactions
 from tests.rig import FIRST, REQUESTS, VERDICTS, World, metric, until
 from worker.errors import MalformedReason
 from worker.seams import Fenced
+from worker.turns import Turns
+from worker.types import TopicPartition
 
 BOTH = pytest.mark.parametrize("exactly_once", [False, True])
 
@@ -32,6 +34,17 @@ async def test_verdicts_of_one_key_come_in_the_order_of_their_requests(
         world.release(name)
     await until(lambda: rig.committed() == 4)
     assert order(world) == list("abcd")
+
+
+async def test_turns_of_a_partition_that_came_back_wait_for_nothing_from_before() -> None:
+    turns = Turns()
+    other = TopicPartition(REQUESTS, 1)
+    with turns.ticket((FIRST, b"item")), turns.ticket((other, b"item")):
+        turns.forget([FIRST])
+        with turns.ticket((FIRST, b"item")) as turn:
+            assert turn is None
+        with turns.ticket((other, b"item")) as turn:
+            assert turn is not None
 
 
 async def test_verdicts_of_other_keys_do_not_wait_at_least_once(world: World) -> None:

@@ -6,16 +6,17 @@ import asyncio
 import base64
 import hashlib
 import logging
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from tests.fakes_broker import FakePublisher
-from tests.fakes_images import not_found
+from tests.fakes_images import FakeFetcher, not_found
 from tests.policy_factory import category, policy_bytes
 from tests.rig import DEAD, FIRST, REQUESTS, VERDICTS, World, letter_of, metric, until
 from worker.errors import ErrorCode, MalformedReason
-from worker.types import Headers, Message, TopicPartition
+from worker.types import Fetched, Headers, Message, NotModified, TopicPartition
 
 # ---------------------------------------------------------------- verdicts
 
@@ -281,6 +282,21 @@ async def test_bug_ends_the_pipeline_and_nothing_from_its_record_on_is_committed
     assert [type(error) for error in ended.value.exceptions] == [ZeroDivisionError]
     await rig.source.close()
     assert rig.committed() == 1
+
+
+async def test_stage_that_ends_under_a_request_ends_the_pipeline(world: World) -> None:
+    class GivenUp(FakeFetcher):
+        async def fetch(self, url: str, **_: Any) -> Fetched | NotModified:
+            raise asyncio.CancelledError
+
+    world.fetcher = GivenUp()
+    world.ask("a")
+    rig = await world.start()
+    with pytest.raises(ExceptionGroup) as ended:
+        async with asyncio.timeout(30):
+            await rig.running
+    assert ended.group_contains(RuntimeError, match="offset 0")
+    assert rig.committed() is None
 
 
 async def test_publisher_that_fails_ends_the_pipeline(world: World) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
+from tests.fakes_broker import FakePublisher
 from tests.rig import FIRST, Rig, World, until
 from worker.errors import MalformedReason
 from worker.poison import Journal, Note, Standing
-from worker.types import OffsetAndMetadata
+from worker.types import Message, OffsetAndMetadata
 
 
 def journal(offset: int, note: Note) -> Journal:
@@ -163,6 +166,41 @@ async def test_suspect_is_tried_while_nothing_else_is_in_work(world: World) -> N
         world.release(name)
     await until(lambda: rig.committed() == 3)
     assert rig.dead_letters() == []
+
+
+@pytest.mark.parametrize("exactly_once", [False, True])
+async def test_record_that_ends_every_process_with_a_bug_becomes_a_dead_letter(
+    world: World, exactly_once: bool
+) -> None:
+    world.ask("killer", ZeroDivisionError("a bug"))
+    world.ask("after")
+    for _ in range(4):
+        rig = await world.start(exactly_once=exactly_once)
+        with pytest.raises(ExceptionGroup) as ended:
+            await rig.running
+        assert ended.group_contains(ZeroDivisionError)
+        await rig.source.close()  # in good order, as far as the group can tell
+    rig = await world.start(exactly_once=exactly_once)
+    await until(lambda: set(rig.verdicts()) == {"after"})
+    assert [(d.reason, d.source.offset) for d in rig.dead_letters()] == [
+        (MalformedReason.POISON, 0)
+    ]
+
+
+async def test_process_that_ends_for_what_no_record_is_to_blame_for_is_no_death(
+    world: World,
+) -> None:
+    class Broken(FakePublisher):
+        async def publish(self, message: Message) -> None:
+            raise ConnectionError("no broker")
+
+    world.ask("a")
+    for _ in range(5):
+        rig = await world.start(publisher=Broken)
+        with pytest.raises(ExceptionGroup):
+            await rig.running
+        await rig.source.close()
+    assert Note.parse(rig.note()).deaths == ()
 
 
 async def test_innocent_deaths_leave_nothing_behind(world: World) -> None:

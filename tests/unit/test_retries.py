@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from tests.fakes_images import not_found
 from tests.rig import RETRIES, VERDICTS, World, until
 from worker.errors import ErrorCode, MalformedReason, Stage, Unexaminable
-from worker.retries import RETRY_HEADER, Retry, RetryPlan, retry_of, seconds_until_due
+from worker.retries import RETRY_HEADER, Retry, RetryPlan, retry_of
 from worker.schema import Verdict, now
 from worker.types import Fetched, Message, Record, TopicPartition
 
@@ -123,11 +123,12 @@ async def test_record_on_the_topic_of_retries_that_is_none_becomes_a_dead_letter
 ) -> None:
     request = {"schema_version": 1, "request_id": "a", "item_id": "a", "url": world.url("a")}
     value = json.dumps(request).encode()
-    for headers in ((), ((RETRY_HEADER, b"{}"),)):
+    without_a_zone = due_at(now()).replace(b'Z"', b'"')
+    for headers in ((), ((RETRY_HEADER, b"{}"),), ((RETRY_HEADER, without_a_zone),)):
         world.broker.append(Message(RETRIES, b"k", value, headers))
-    rig = await world.start(retrying=True)
-    await until(lambda: rig.committed(TopicPartition(RETRIES, 0)) == 2)
-    assert [letter.reason for letter in rig.dead_letters()] == [MalformedReason.INVALID] * 2
+    rig = await world.start(retries=PLAN, retrying=True)
+    await until(lambda: rig.committed(TopicPartition(RETRIES, 0)) == 3)
+    assert [letter.reason for letter in rig.dead_letters()] == [MalformedReason.INVALID] * 3
 
 
 async def test_header_of_a_retry_means_nothing_on_the_topic_of_requests(world: World) -> None:
@@ -137,5 +138,24 @@ async def test_header_of_a_retry_means_nothing_on_the_topic_of_requests(world: W
     assert (await rig.verdict("a")).supersedes is None
 
 
+def due_at(due: datetime) -> bytes:
+    retry = Retry(number=1, attempts=3, supersedes=UUID(int=0), due=due)
+    return retry.model_dump_json().encode()
+
+
+def wait(due: datetime) -> float:
+    headers = ((RETRY_HEADER, due_at(due)),)
+    return PLAN.seconds_until_due(Record(RETRIES, 0, 0, None, b"", headers))
+
+
+def test_retry_waits_until_it_is_due() -> None:
+    assert 0 < wait(now() + timedelta(minutes=1)) <= 60
+    assert wait(now() - timedelta(minutes=1)) == 0
+
+
+def test_no_retry_holds_up_those_behind_it_for_longer_than_the_delay() -> None:
+    assert wait(now() + timedelta(days=3650)) == PLAN.delay_seconds
+
+
 def test_what_is_no_retry_is_due() -> None:
-    assert seconds_until_due(Record(RETRIES, 0, 0, None, b"")) == 0
+    assert PLAN.seconds_until_due(Record(RETRIES, 0, 0, None, b"")) == 0
