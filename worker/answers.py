@@ -25,7 +25,7 @@ _log = structlog.get_logger(__name__)
 class Answer:
     """What is to be published for a record, all of it acknowledged before its offset is done.
 
-    ``messages`` is empty where a retry came to what the first verdict said: that one stands.
+    A retry that came to what the last verdict said has no ``verdict``: that one stands.
     """
 
     messages: tuple[Message, ...]
@@ -83,14 +83,15 @@ class Answerer:
         if retry:
             verdict = to_be_retried(verdict, retry.due)
         messages = []
-        if last is None or verdict.verdict_id != last.supersedes:
+        news = last is None or verdict.verdict_id != last.supersedes
+        if news:
             messages.append(verdict_message(verdict, record, self._topics.verdicts))
         if self._retries and retry:
             messages.append(self._retries.message(record, retry))
         for message in messages:
             if not self._publisher.fits(message):
                 return self.dead_letter(record, _too_large(message))
-        return Answer(tuple(messages), verdict=verdict, retry=retry)
+        return Answer(tuple(messages), verdict=verdict if news else None, retry=retry)
 
     def poison(self, record: Record) -> Answer:
         """Of a record that no process survived."""
@@ -134,11 +135,13 @@ def tell(answer: Answer, record: Record) -> None:
             partition=record.partition,
             offset=record.offset,
         )
-    if (verdict := answer.verdict) is not None:
+    elif (verdict := answer.verdict) is not None:
         telemetry.VERDICTS.labels(verdict.policy.id, verdict.decision, verdict.action).inc()
         if verdict.decision == "undetermined" and verdict.action == "allow":
             telemetry.FAIL_OPEN.labels(verdict.policy.id).inc()
         _log.info("request", **_canonical(verdict, record))
+    else:
+        _log.info("retry without news", topic=record.topic, offset=record.offset)
     if answer.retry is not None:
         telemetry.RETRIES.inc()
 

@@ -125,7 +125,9 @@ async def examiner_of(
             yield examiner
         finally:
             running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+            [ended] = await asyncio.gather(running, return_exceptions=True)
+            if isinstance(ended, Exception):
+                _log.error("the model's batches ended", exc_info=ended)
 
 
 def _url_key(settings: Settings) -> bytes:

@@ -181,7 +181,7 @@ class WorkSettings(Section):
     """More dead letters than this among recent records, and the worker stops; 1 never stops."""
     rejected_window: PositiveInt = 200
     """How many records are recent."""
-    poison_deaths: PositiveInt = 3
+    poison_deaths: Annotated[int, Field(ge=1, le=100)] = 3
     """Processes that may die with a record in flight before it is tried alone."""
 
 
