@@ -179,7 +179,7 @@ async def test_worker_that_rejects_what_it_reads_stops_with_a_reason(on: Stage) 
             assert await ended(worker) == 70
             [halted] = worker.lines("halted")
             assert "MAX_REJECTED_SHARE" in halted["why"]
-    assert 1 <= len(await all_records(on, on.topics.dead_letters_topic)) <= 10
+    assert len(await all_records(on, on.topics.dead_letters_topic)) <= 10  # of a hundred
     assert committed_records(on) <= 10
 
 
