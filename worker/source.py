@@ -1,9 +1,9 @@
 """Consumes: records from Kafka, for as many as there is room, as a member of a group.
 
 The consumer is not thread safe, and its calls block, so all of them run on one thread of their
-own; its network loop is a second thread, on which a rebalance is announced. A rebalance asks the
-event loop to let the work in flight of the revoked partitions finish, and goes on with what it
-answers.
+own; commits alone, which may be asked for beside a poll, on a second. Its network loop is a third,
+on which a rebalance is announced. A rebalance asks the event loop to let the work in flight of the
+revoked partitions finish, and goes on with what it answers.
 
 Partitions are assigned cooperatively: only those that move are revoked, while the work on all
 others goes on. The older, eager protocol would be wrong here, and not just slow: kafka-python
@@ -30,7 +30,6 @@ from worker.broker import (
     Options,
     open_client,
     record_of,
-    resolved,
     retry_delays,
     servers,
     until_reachable,
@@ -97,6 +96,8 @@ class KafkaSource:
             **(options or {}),
         }
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka-consumer")
+        # kafka-python runs them on its network loop; only the wait is here, beside that of a poll
+        self._commits = ThreadPoolExecutor(1, thread_name_prefix="kafka-commits")
         self._consumer: Any = None
         self._network: Any = None
         self._rebalances: Any = None
@@ -150,7 +151,7 @@ class KafkaSource:
         delays = retry_delays()
         while True:
             try:
-                return await self._call(self._committed, partitions)
+                return await self._beside_polls(self._committed, partitions)
             except RetriableError as error:
                 await self._wait_for_brokers(error, delays)
             await self._call(self._poll, 0)
@@ -164,13 +165,10 @@ class KafkaSource:
             ours = {tp: at for tp, at in offsets.items() if self._rebalances.owns(tp)}
             try:
                 if ours:
-                    async with asyncio.timeout(_COMMIT_SECONDS):
-                        found = await resolved(self._consumer.commit_async(kafka_offsets(ours)))
-                    if found is not None:  # the coordinator, which had to be looked up first:
-                        continue  # kafka-python 3.0.12 tells that, not what became of the commit
+                    await self._beside_polls(self._commit, ours)
             except (CommitFailedError, RebalanceInProgressError):
                 pass  # polling completes the rebalance, and tells what is still ours
-            except (RetriableError, TimeoutError) as error:
+            except RetriableError as error:
                 await self._wait_for_brokers(error, delays)
             else:
                 if gone := {tp: at for tp, at in offsets.items() if tp not in ours}:
@@ -201,11 +199,15 @@ class KafkaSource:
         """Leave the group, after ``drain`` and ``forget`` of all that is assigned."""
         await self._call(self._close)
         self._thread.shutdown()
+        self._commits.shutdown(wait=False)
 
     async def _reached(self, attempt: Callable[[], T]) -> T:
         return await until_reachable(
             lambda: self._call(attempt), client="consumer", bootstrap=self._bootstrap
         )
+
+    async def _beside_polls(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._commits, function, *args)
 
     async def _call(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
@@ -252,6 +254,11 @@ class KafkaSource:
             if position is not None:
                 lag[TopicPartition(*assigned)] = max(0, end - position)
         return lag
+
+    def _commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
+        # not commit_async(), which tells of the coordinator that it had to look up first, and not
+        # of the commit
+        self._consumer.commit(kafka_offsets(offsets), timeout_ms=int(_COMMIT_SECONDS * 1000))
 
     def _committed(
         self, partitions: Sequence[TopicPartition]
