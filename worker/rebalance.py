@@ -41,6 +41,7 @@ class Rebalances(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         self._owned: set[TopicPartition] = set()
         _lose_all_with_the_membership(consumer._coordinator)
         _look_for_the_coordinator_without_haste(consumer._coordinator)
+        _end_what_was_begun(consumer._coordinator)
 
     def owns(self, partition: TopicPartition) -> bool:
         """Assigned to us, and not being given up."""
@@ -131,6 +132,14 @@ def _look_for_the_coordinator_without_haste(coordinator: Any) -> None:
         return found
 
     coordinator._send_group_coordinator_request = ask_and_pause
+
+
+def _end_what_was_begun(coordinator: Any) -> None:
+    """Mends kafka-python 3.0.12, which begins to join because a topic looks otherwise, and leaves
+    it at that when the topic looks as before by the next poll: it then is in a rebalance for ever,
+    sends no heartbeats, and commits nothing."""
+    need = coordinator.need_rejoin
+    coordinator.need_rejoin = lambda: coordinator.rejoining or need()
 
 
 def kafka_offsets(offsets: Offsets) -> dict[KafkaTopicPartition, KafkaOffsetAndMetadata]:

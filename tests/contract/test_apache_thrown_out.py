@@ -22,7 +22,7 @@ from tests.contract.members import (
     member,
     publish,
 )
-from worker.types import TopicPartition
+from worker.types import OffsetAndMetadata, TopicPartition
 
 SESSION_SECONDS = 30.0  # nobody is thrown out for being slow
 PARTITIONS = 4
@@ -159,3 +159,19 @@ async def test_one_thrown_out_while_it_waits_to_join_is_told_of_its_loss(
                 await asyncio.sleep(0.01)
             assert set(lost.forgotten) == before
             assert lost.drained == []
+
+
+async def test_join_that_was_begun_for_nothing_comes_to_an_end(
+    kit: KafkaKit, topic: str, group: str
+) -> None:
+    async with member(kit, topic, group) as reader:
+        source: Any = reader.source
+        coordinator = source._consumer._coordinator
+        while len(source._consumer.assignment()) < PARTITIONS:
+            await reader.poll(0)
+        # as when a topic looks otherwise at one poll, and as before at the next
+        before, coordinator._metadata_snapshot = coordinator._metadata_snapshot, {topic: {0}}
+        await source._call(coordinator.ensure_active_group, 1)
+        coordinator._metadata_snapshot = before
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await source.commit({TopicPartition(topic, 0): OffsetAndMetadata(0)})
