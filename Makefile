@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 # Of Apache Kafka, where it is started: 1 or 3.
 BROKERS ?= 1
 
-.PHONY: setup fmt lint types test kafka test-kafka chaos fuzz demo bench schemas docs lock clean
+.PHONY: setup fmt lint types test kafka test-kafka chaos fuzz demo bench bench-fairness schemas docs lock clean
 
 setup: $(INSTALLED)
 
@@ -54,6 +54,11 @@ demo: setup
 
 bench: setup
 	$(BIN)/python -m tests.bench
+
+# On the Kafka that KAFKA_BOOTSTRAP names, or on an embedded broker.
+bench-fairness: setup
+	$(BIN)/python -m tests.bench.lanes
+	$(BIN)/python -m tests.bench.hosts
 
 schemas: setup
 	$(BIN)/python -m worker.json_schemas deploy/schemas

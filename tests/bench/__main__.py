@@ -26,7 +26,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.bench.images import path
+from tests.bench.images import image_server, path
 from worker.demo.image_server import ImageServer
 from worker.demo.stage import Exchange, Stage, create_topics, worker_process
 from worker.embedded import embedded_broker, embedded_redis
@@ -60,25 +60,13 @@ class Run:
 
 
 @contextmanager
-def _image_server(images: int) -> Iterator[int]:
-    """Its port."""
-    command = [sys.executable, "-m", "tests.bench.images", str(images)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout and process.stdin
-        try:
-            yield int(process.stdout.readline())
-        finally:
-            process.stdin.close()
-
-
-@contextmanager
 def _stage(images: int, policy: Path) -> Iterator[Stage]:
     with ExitStack() as parts:
         folder = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         broker = parts.enter_context(embedded_broker())
         asyncio.run(create_topics(broker, KafkaSettings()))
         server = ImageServer({})
-        server.port = parts.enter_context(_image_server(images))
+        server.port = parts.enter_context(image_server(images))
         redis = parts.enter_context(embedded_redis())
         yield Stage(broker, redis, server, policy, folder)
 

@@ -1,6 +1,7 @@
-"""Distinct JPEGs, and a server of them in a process of its own: ``python -m tests.bench.images N``.
+"""Distinct JPEGs, and a server of them in a process of its own.
 
-It writes the port it serves on, and ends with its standard input.
+``python -m tests.bench.images COUNT DELAY_SECONDS`` writes the port it serves on, and ends with its
+standard input.
 """
 
 from __future__ import annotations
@@ -8,8 +9,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 from PIL import Image, ImageOps
 
@@ -43,17 +48,45 @@ def _crop(photo: Image.Image, chance: random.Random) -> Image.Image:
     return photo.crop((left, top, left + width, top + height))
 
 
-def _replies(count: int) -> Iterator[tuple[str, Reply]]:
-    for number, body in enumerate(distinct_jpegs(count)):
-        yield path(number), Reply(body)
+class _Endless(dict[str, Reply]):
+    """Of each number beyond ``count`` a copy, with other bytes that look the same."""
+
+    def __init__(self, count: int, delay_seconds: float) -> None:
+        super().__init__()
+        for number, body in enumerate(distinct_jpegs(count)):
+            self[path(number)] = Reply(body, delay_seconds=delay_seconds)
+
+    def get(self, asked: str, default: Any = None) -> Any:
+        """Made when it is asked for: thousands would fill the memory."""
+        number = int(asked.strip("/").partition(".")[0])
+        reply = self[path(number % len(self))]
+        return reply if asked in self else replace(reply, body=_marked(reply.body, str(number)))
 
 
-async def _serve(count: int) -> None:
-    server = ImageServer(dict(_replies(count)))
+def _marked(body: bytes, mark: str) -> bytes:
+    """The JPEG with a comment behind its first marker."""
+    return body[:2] + b"\xff\xfe" + (2 + len(mark)).to_bytes(2) + mark.encode() + body[2:]
+
+
+@contextmanager
+def image_server(count: int, *, delay_seconds: float = 0.0) -> Iterator[int]:
+    """Its port. It has ``count`` photos, and copies of them under higher numbers."""
+    command = [sys.executable, "-m", "tests.bench.images", str(count), str(delay_seconds)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdin
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.stdin.close()
+
+
+async def _serve(count: int, delay_seconds: float) -> None:
+    server = ImageServer({})
+    server.replies = _Endless(count, delay_seconds)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), stop.set)
     await server.serve(lambda: print(server.port, flush=True), stop)
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(int(sys.argv[1])))
+    asyncio.run(_serve(int(sys.argv[1]), float(sys.argv[2])))
