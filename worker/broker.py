@@ -117,6 +117,28 @@ def servers(bootstrap: str | Sequence[str]) -> str:
     return bootstrap if isinstance(bootstrap, str) else ",".join(bootstrap)
 
 
+def producer_settings(
+    *,
+    bootstrap: str | Sequence[str],
+    client_id: str,
+    max_message_bytes: int,
+    compression: str | None,
+    delivery_timeout_seconds: float,
+) -> dict[str, Any]:
+    """What every producer of ours has: messages are acknowledged by all in-sync replicas."""
+    return {
+        "bootstrap_servers": servers(bootstrap),
+        "client_id": client_id,
+        "acks": "all",
+        "max_request_size": max_message_bytes,
+        "compression_type": compression,
+        "delivery_timeout_ms": int(delivery_timeout_seconds * 1000),
+        # a quarter, so that a request which got lost is sent again before time is up
+        "request_timeout_ms": min(30_000, int(delivery_timeout_seconds * 250)),
+        "metrics_enabled": False,
+    }
+
+
 def open_client(kind: Callable[..., Any], **options: object) -> Opened:
     """Connect; blocks for ``_BOOTSTRAP_SECONDS`` at most.
 

@@ -25,7 +25,7 @@ from worker.settings import Settings
 from worker.solitude import Solitude
 from worker.source import KafkaSource
 from worker.transactions import KafkaTransactions
-from worker.types import ModelInfo
+from worker.types import ModelInfo, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,14 @@ class Judging:
 
 @dataclass(frozen=True, slots=True)
 class _Lane:
-    """``priority`` 0 is the highest."""
+    """``priority`` 0 is the highest; ``retrying``: its records are retries."""
 
     name: str
     topic: str
     group: str
     priority: int
     in_flight: int
+    retrying: bool = False
 
 
 def _lanes(settings: Settings) -> Iterator[_Lane]:
@@ -54,7 +55,7 @@ def _lanes(settings: Settings) -> Iterator[_Lane]:
     # The others hold a quarter as many: each is a request in memory
     few = max(1, in_flight // 4)
     if settings.retry.attempts:
-        yield _Lane("retries", kafka.retries_topic, f"{kafka.group}.retries", 1, few)
+        yield _Lane("retries", kafka.retries_topic, f"{kafka.group}.retries", 1, few, True)
     if kafka.backfill_topic:
         yield _Lane("backfill", kafka.backfill_topic, f"{kafka.group}.backfill", 2, few)
 
@@ -86,13 +87,17 @@ async def open_pipelines(
             ),
             solitude=solitude,
             limits=_limits(settings, lane),
-            **({"wait": plan.seconds_until_due} if plan and lane.name == "retries" else {}),
+            wait=plan.seconds_until_due if plan and lane.retrying else _at_once,
         )
         parts.push_async_callback(source.close)
         pipelines.append(pipeline)
         starting.append(source.start(drain=pipeline.drain, forget=pipeline.forget))
     await asyncio.gather(*starting)
     return pipelines
+
+
+def _at_once(record: Record) -> float:
+    return 0.0
 
 
 def _source(settings: Settings, lane: _Lane) -> KafkaSource:
@@ -132,7 +137,7 @@ def _answerer(
         publisher=publisher,
         topics=AnswerTopics(kafka.verdicts_topic, kafka.dead_letters_topic),
         retries=plan,
-        retrying=lane.name == "retries",
+        retrying=lane.retrying,
         request_bytes=kafka.request_max_bytes,
         worker=settings.worker,
     )

@@ -58,7 +58,7 @@ class Pipeline:
         rejections: Rejections,
         solitude: Solitude,
         limits: Limits,
-        wait: Callable[[Record], float] = lambda record: 0.0,
+        wait: Callable[[Record], float],
     ) -> None:
         self._lane = lane
         self._source = source

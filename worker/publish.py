@@ -17,7 +17,15 @@ from kafka.errors import (
     RecordListTooLargeError,
 )
 
-from worker.broker import Options, open_client, resolved, servers, size_of, until_reachable
+from worker.broker import (
+    Options,
+    open_client,
+    producer_settings,
+    resolved,
+    servers,
+    size_of,
+    until_reachable,
+)
 from worker.seams import TooLarge, Undelivered
 from worker.types import Message
 
@@ -51,21 +59,19 @@ class KafkaPublisher:
         self._delivery_timeout_seconds = delivery_timeout_seconds
         self._close_timeout_seconds = close_timeout_seconds
         self._settings: dict[str, Any] = {
-            "bootstrap_servers": self._bootstrap,
-            "client_id": client_id,
-            "acks": "all",
+            **producer_settings(
+                bootstrap=bootstrap,
+                client_id=client_id,
+                max_message_bytes=max_message_bytes,
+                compression=compression,
+                delivery_timeout_seconds=delivery_timeout_seconds,
+            ),
             # kafka-python's idempotent producer is finished for good once a broker refuses one
             # message for its size; what a lost acknowledgement repeats, consumers drop by id
             "enable_idempotence": False,
             "max_in_flight_requests_per_connection": 1,  # keeps the order when one is repeated
-            "max_request_size": max_message_bytes,
             "linger_ms": int(linger_seconds * 1000),
-            "compression_type": compression,
-            "delivery_timeout_ms": int(delivery_timeout_seconds * 1000),
-            # a quarter, so that a request which got lost is sent again before time is up
-            "request_timeout_ms": min(30_000, int(delivery_timeout_seconds * 250)),
             "max_block_ms": int(delivery_timeout_seconds * 1000),
-            "metrics_enabled": False,
             **(options or {}),
         }
         # send() blocks for as long as a topic's metadata is unknown; never the event loop

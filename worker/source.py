@@ -44,15 +44,16 @@ T = TypeVar("T")
 _COMMIT_SECONDS = 5.0  # for the broker to answer; after that the group is kept alive in between
 _CLOSE_SECONDS = 5.0
 _LONGEST_WAIT_SECONDS = 5.0  # between commits while no broker answers
+_TOLD_EVERY_SECONDS = 10.0  # that a rebalance holds up a commit
 
 
 class KafkaSource:
     """``seams.Source`` over a consumer group.
 
-    ``poll_seconds`` is the longest a poll waits for records, and so the longest that a commit
-    waits for its turn. ``fetch_bytes`` bounds what is read ahead from each broker, and
-    ``partition_fetch_bytes`` from each partition; a single larger message still comes through.
-    ``options`` are more of kafka-python's own settings, such as ``security_protocol``.
+    ``poll_seconds`` is the longest a poll waits for records. ``fetch_bytes`` bounds what is read
+    ahead from each broker, and ``partition_fetch_bytes`` from each partition; a single larger
+    message still comes through. ``options`` are more of kafka-python's own settings, such as
+    ``security_protocol``.
 
     A poll that was cancelled may have taken records with it, so the source refuses to poll again:
     the next record committed would pass over the lost ones.
@@ -161,13 +162,17 @@ class KafkaSource:
         it keeps the membership alive itself, so it may be awaited instead of polling. Where
         records should keep coming, await it beside the polling: it does not wait for a poll."""
         delays = retry_delays()
+        told = time.monotonic()
         while True:
             ours = {tp: at for tp, at in offsets.items() if self._rebalances.owns(tp)}
             try:
                 if ours:
                     await self._beside_polls(self._commit, ours)
             except (CommitFailedError, RebalanceInProgressError):
-                pass  # polling completes the rebalance, and tells what is still ours
+                # polling completes the rebalance, and tells what is still ours
+                if time.monotonic() - told > _TOLD_EVERY_SECONDS:
+                    told = time.monotonic()
+                    log.warning("commit_waits", why="the group rebalances", offsets=readable(ours))
             except RetriableError as error:
                 await self._wait_for_brokers(error, delays)
             else:
@@ -255,6 +260,12 @@ class KafkaSource:
                 lag[TopicPartition(*assigned)] = max(0, end - position)
         return lag
 
+    def _close(self) -> None:
+        if self._consumer is not None:
+            self._consumer.close(autocommit=False, timeout_ms=int(_CLOSE_SECONDS * 1000))
+
+    # ------------------------------------------------------------ on the thread for commits
+
     def _commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
         # not commit_async(), which tells of the coordinator that it had to look up first, and not
         # of the commit
@@ -272,7 +283,3 @@ class KafkaSource:
             )
             found[partition] = last and OffsetAndMetadata(last.offset, last.metadata or "")
         return found
-
-    def _close(self) -> None:
-        if self._consumer is not None:
-            self._consumer.close(autocommit=False, timeout_ms=int(_CLOSE_SECONDS * 1000))

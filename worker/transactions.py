@@ -33,7 +33,7 @@ from kafka.errors import (
     UnknownProducerIdError,
 )
 
-from worker.broker import Options, open_client, servers, size_of, until_reachable
+from worker.broker import Options, open_client, producer_settings, servers, size_of, until_reachable
 from worker.errors import Misconfigured
 from worker.rebalance import kafka_offsets
 from worker.seams import Aborted, Fenced, TooLarge, Undelivered
@@ -86,23 +86,21 @@ class KafkaTransactions:
         self._max_message_bytes = max_message_bytes
         self._delivery_timeout_seconds = delivery_timeout_seconds
         self._settings: dict[str, Any] = {
-            "bootstrap_servers": self._bootstrap,
-            "client_id": client_id,
+            **producer_settings(
+                bootstrap=bootstrap,
+                client_id=client_id,
+                max_message_bytes=max_message_bytes,
+                compression=compression,
+                delivery_timeout_seconds=delivery_timeout_seconds,
+            ),
             "transactional_id": transactional_id,
             "transaction_timeout_ms": int(transaction_timeout_seconds * 1000),
-            "acks": "all",
-            "max_request_size": max_message_bytes,
             # none: messages gather while the coordinator is told of the partitions they are for
             "linger_ms": 0,
-            "compression_type": compression,
-            "delivery_timeout_ms": int(delivery_timeout_seconds * 1000),
-            # a quarter, so that a request which got lost is sent again before time is up
-            "request_timeout_ms": min(30_000, int(delivery_timeout_seconds * 250)),
             "max_block_ms": int(_WAIT_SECONDS * 1000),
             # a transaction that follows closely on another finds it ending, and is told to retry;
             # with the default, 100 ms, transactions take five times as long
             "retry_backoff_ms": 10,
-            "metrics_enabled": False,
             **(options or {}),
         }
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka-transactions")

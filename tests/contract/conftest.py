@@ -4,6 +4,7 @@ Kafka, where there is one."""
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 
 import pytest
@@ -30,6 +31,12 @@ def apache_address() -> str:
 def broker_address(request: pytest.FixtureRequest) -> str:
     """Of a broker. Use topics and groups of your own."""
     return str(request.getfixturevalue(f"{request.param}_address"))
+
+
+@pytest.fixture
+def group() -> str:
+    """Nobody else's."""
+    return f"group-{uuid.uuid4().hex}"
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -27,11 +26,6 @@ from worker.types import OffsetAndMetadata, TopicPartition
 
 SESSION_SECONDS = 10.0  # nobody is thrown out for being slow
 OFFSET_METADATA_MAX_BYTES = 4096  # Kafka's default
-
-
-@pytest.fixture
-def group() -> str:
-    return f"group-{uuid.uuid4().hex}"
 
 
 @pytest.fixture

@@ -21,11 +21,6 @@ def kit(apache_address: str) -> KafkaKit:
 
 
 @pytest.fixture
-def group() -> str:
-    return f"group-{uuid.uuid4().hex}"
-
-
-@pytest.fixture
 def transactions(apache_address: str) -> Iterator[KafkaProducer]:
     producer = KafkaProducer(
         bootstrap_servers=apache_address, transactional_id=f"transactions-{uuid.uuid4().hex}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,11 +26,6 @@ from worker.types import OffsetAndMetadata, TopicPartition
 SESSION_SECONDS = 30.0  # nobody is thrown out for being slow
 PARTITIONS = 4
 RECORDS = 40
-
-
-@pytest.fixture
-def group() -> str:
-    return f"group-{uuid.uuid4().hex}"
 
 
 @pytest.fixture

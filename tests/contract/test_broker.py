@@ -57,11 +57,6 @@ async def topic(kit: Kit) -> str:
     return await fresh_topic(kit, 1)
 
 
-@pytest.fixture
-def group() -> str:
-    return f"group-{uuid.uuid4().hex}"
-
-
 async def test_a_message_is_read_back_with_key_value_headers_and_position(
     kit: Kit, publisher: Publisher, topic: str, group: str
 ) -> None:

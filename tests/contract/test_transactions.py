@@ -91,11 +91,6 @@ def apache(apache_address: str) -> KafkaTransactionKit:
     return KafkaTransactionKit(apache_address)
 
 
-@pytest.fixture
-def group() -> str:
-    return f"group-{uuid.uuid4().hex}"
-
-
 @asynccontextmanager
 async def started(transactions: StartableTransactions) -> AsyncIterator[StartableTransactions]:
     try:

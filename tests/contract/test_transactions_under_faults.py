@@ -51,11 +51,6 @@ def kit(cluster: KafkaCluster) -> KafkaTransactionKit:
     return KafkaTransactionKit(cluster.bootstrap)
 
 
-@pytest.fixture
-def group() -> str:
-    return f"group-{uuid.uuid4().hex}"
-
-
 async def test_while_no_broker_answers_a_transaction_is_in_doubt_and_closing_takes_no_time(
     cluster: KafkaCluster, kit: KafkaTransactionKit, group: str
 ) -> None:

@@ -7,11 +7,8 @@ import signal
 
 import typer
 
+from tests.e2e.fake_worker import work_with
 from tests.fakes import FakeEncoder
-from worker.app import run_worker
-from worker.cli import finish
-from worker.logs import set_up_logs
-from worker.settings_load import load_settings
 from worker.types import Float32Rows, Pixels
 
 
@@ -23,9 +20,7 @@ class DeadlyEncoder(FakeEncoder):
 
 
 def main() -> None:
-    settings = load_settings()
-    set_up_logs(settings.log.level, settings.log.format)
-    finish(run_worker(settings, load=lambda settings: DeadlyEncoder()))
+    work_with(DeadlyEncoder())
 
 
 if __name__ == "__main__":

@@ -8,13 +8,18 @@ from tests.fakes import FakeEncoder
 from worker.app import run_worker
 from worker.cli import finish
 from worker.logs import set_up_logs
+from worker.seams import Encoder
 from worker.settings_load import load_settings
 
 
-def main() -> None:
+def work_with(encoder: Encoder) -> None:
     settings = load_settings()
     set_up_logs(settings.log.level, settings.log.format)
-    finish(run_worker(settings, load=lambda settings: FakeEncoder()))
+    finish(run_worker(settings, load=lambda settings: encoder))
+
+
+def main() -> None:
+    work_with(FakeEncoder())
 
 
 if __name__ == "__main__":
