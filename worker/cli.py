@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import sys
-from collections.abc import Callable, Coroutine
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
-import structlog
 import typer
 
 from worker import __version__
-from worker.commands.render import Exit, Format, chosen
-from worker.errors import Halted, Misconfigured
+from worker.cli_past import embeddings, register
+from worker.cli_policy import policy
+from worker.command_line import (
+    EXIT_CODES,
+    Formats,
+    Policies,
+    by_hand,
+    finish,
+    reported,
+    settings_of,
+)
+from worker.commands.render import chosen
 from worker.logs import set_up_logs
-from worker.settings import Settings
-from worker.settings_load import load_settings
-
-T = TypeVar("T")
-
-_EXIT_CODES = """
-Exit codes: 0 all allowed; 1 something is not; 2 usage or configuration; 3 something could not be
-examined, or was not answered; 70 a failure of imagewarden itself. Where several apply, the highest.
-"""
 
 cli = typer.Typer(
     name="imagewarden",
@@ -38,21 +34,10 @@ cli = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 dlq = typer.Typer(no_args_is_help=True, help="Dead letters: what was not a request, and why.")
-policy = typer.Typer(no_args_is_help=True, help="Policies: check and calibrate them.")
 cli.add_typer(dlq, name="dlq")
 cli.add_typer(policy, name="policy")
-
-Policies = Annotated[
-    list[Path] | None,
-    typer.Option("--policy", help="Policy file; may be repeated. The first is the default."),
-]
-Formats = Annotated[
-    Format | None,
-    typer.Option(
-        help="A table for people, or a JSON object a line; by itself, jsonl in a pipe.",
-        show_default=False,
-    ),
-]
+cli.add_typer(embeddings, name="embeddings")
+register(cli)
 
 
 @cli.command()
@@ -64,12 +49,12 @@ def run(policies: Policies = None) -> None:
     """
     from worker.app import run_worker
 
-    settings = _settings(policies)
+    settings = settings_of(policies)
     set_up_logs(settings.log.level, settings.log.format)
     finish(run_worker(settings))
 
 
-@cli.command(epilog=_EXIT_CODES)
+@cli.command(epilog=EXIT_CODES)
 def scan(
     targets: Annotated[
         list[str], typer.Argument(help="Files, folders, URLs, or - for a list on standard input.")
@@ -85,13 +70,13 @@ def scan(
     from worker.commands.scan import scan as command
 
     # Nobody else waits for what one host holds up
-    settings = _by_hand(
+    settings = by_hand(
         policies, fetch={"allow": tuple(allow)} if allow else None, host={"share": 1.0}
     )
     raise typer.Exit(finish(command(settings, targets, chosen(format))))
 
 
-@cli.command(epilog=_EXIT_CODES)
+@cli.command(epilog=EXIT_CODES)
 def publish(
     lines: Annotated[
         list[str] | None,
@@ -107,7 +92,7 @@ def publish(
     """Put requests on the request topic."""
     from worker.commands.publish import publish as command
 
-    raise typer.Exit(finish(command(_by_hand(), lines or ["-"], wait, tenant, chosen(format))))
+    raise typer.Exit(finish(command(by_hand(), lines or ["-"], wait, tenant, chosen(format))))
 
 
 @dlq.command("list")
@@ -118,7 +103,7 @@ def dlq_list(
     """List the dead letters, oldest first."""
     from worker.commands.dlq import list_letters
 
-    finish(list_letters(_by_hand(), chosen(format), reason))
+    finish(list_letters(by_hand(), chosen(format), reason))
 
 
 @dlq.command("show")
@@ -128,7 +113,7 @@ def dlq_show(
     """Show one dead letter: why it is one, its headers, and its value as it came."""
     from worker.commands.dlq import show_letter
 
-    finish(show_letter(_by_hand(), letter))
+    finish(show_letter(by_hand(), letter))
 
 
 @dlq.command("replay")
@@ -147,40 +132,7 @@ def dlq_replay(
 
     if bool(letters) == everything:
         raise typer.BadParameter("name dead letters, or give --all")
-    finish(replay_letters(_by_hand(), letters or [], reason))
-
-
-@policy.command("check")
-def policy_check(
-    files: Annotated[list[Path], typer.Argument(help="Policy files.")],
-) -> None:
-    """Print every problem of policy files, with file, line and column."""
-    from worker.commands.policy import check
-
-    raise typer.Exit(_reported(lambda: check(files)))
-
-
-@policy.command("calibrate")
-def policy_calibrate(
-    file: Annotated[Path, typer.Argument(help="Policy file; calibrations are written into it.")],
-    labels: Annotated[
-        Path, typer.Option(help="CSV with the columns path (from its own folder) and label.")
-    ],
-    label: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="LABEL=CATEGORY", help="What a label means, where it is no category's id."
-        ),
-    ] = None,
-    prevalence: Annotated[
-        float | None, typer.Option(help="Share of each category expected in live traffic.")
-    ] = None,
-) -> None:
-    """Fit each category's probabilities to labelled images, and write them into the policy."""
-    from worker.commands.policy import calibrate
-
-    settings = _by_hand([file])
-    raise typer.Exit(_reported(lambda: calibrate(settings, file, labels, label or [], prevalence)))
+    finish(replay_letters(by_hand(), letters or [], reason))
 
 
 @cli.command()
@@ -193,7 +145,7 @@ def demo(
     from worker.demo.show import show
 
     set_up_logs("warning", "auto")
-    raise typer.Exit(_reported(lambda: show(keep=keep)))
+    raise typer.Exit(reported(lambda: show(keep=keep)))
 
 
 def _print_version(asked: bool) -> None:
@@ -210,47 +162,6 @@ def _version(
     ] = False,
 ) -> None:
     pass
-
-
-def _by_hand(policies: list[Path] | None = None, **overrides: Any) -> Settings:
-    """The settings of a command that a person runs, whose log tells of problems only."""
-    settings = _settings(policies, **overrides)
-    set_up_logs("warning", settings.log.format)
-    # What its client says of an absent broker, we say in one sentence
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)
-    return settings
-
-
-def _settings(policies: list[Path] | None = None, **overrides: Any) -> Settings:
-    given = {name: value for name, value in overrides.items() if value is not None}
-    if policies:
-        given["policies"] = tuple(map(str, policies))
-    return _reported(lambda: load_settings(given))
-
-
-def finish(command: Coroutine[Any, Any, T]) -> T:
-    """What ``command`` gives; what went wrong is reported, and becomes ``typer.Exit``."""
-    return _reported(lambda: asyncio.run(command))
-
-
-def _reported(command: Callable[[], T]) -> T:
-    """What ``command`` gives; what went wrong as a sentence and an exit code."""
-    try:
-        return command()
-    except Misconfigured as error:
-        typer.echo(f"imagewarden: {error}", err=True)
-        raise typer.Exit(Exit.USAGE) from None
-    except ConnectionError as error:
-        typer.echo(f"imagewarden: {error}", err=True)
-        raise typer.Exit(Exit.NOT_EXAMINED) from None
-    except Halted as halted:
-        structlog.get_logger(__name__).error("halted", why=str(halted))
-        raise typer.Exit(Exit.FAILED) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-    except Exception:  # noqa: BLE001 - the border: what nobody foresaw becomes an exit code
-        structlog.get_logger(__name__).exception("failed")
-        raise typer.Exit(Exit.FAILED) from None
 
 
 def main() -> None:

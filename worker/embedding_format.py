@@ -13,7 +13,7 @@ from worker.types import Embedding, EmbeddingKey, ImageFacts
 
 
 class EmbeddingFacts(Published):
-    perceptual_hash: str
+    perceptual_hash: str | None
     media_type: str
     width: int
     height: int

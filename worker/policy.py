@@ -32,16 +32,48 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
-    """Platt scaling: probability = sigmoid(scale · margin + bias).
+class Dampener:
+    """A concept that speaks for leniency (`exceptions` in the file): where it outweighs the
+    contrasts, its lead over them times ``weight`` is taken off the margin."""
 
-    ``fitted_for`` is the ``margin_digest`` of the margins it was fitted on (`for` in the file): for
-    any other margins the calibration counts as none.
+    prompts: tuple[Prompt, ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A logistic regression on embeddings: logit = vector · x + bias.
+
+    ``weight`` is its share of the margin, 1 where the category has no prompts. ``digest`` is that
+    of the file; ``space`` the ``ModelInfo.space`` of the embeddings it was fitted on.
     """
 
-    scale: float
+    file: str
+    digest: str
+    space: str
+    vector: tuple[float, ...]
     bias: float
+    weight: float = 1.0
+
+
+Method = Literal["platt", "isotonic", "temperature"]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """From a margin to a probability.
+
+    ``platt`` and ``temperature``: sigmoid(scale · margin + bias), where temperature was fitted
+    without a bias. ``isotonic``: linear between ``points`` of (margin, probability), both
+    ascending, and level beyond them. ``fitted_for`` is the ``margin_digest`` of the margins it was
+    fitted on (`for` in the file): for any other margins the calibration counts as none.
+    """
+
     fitted_for: str
+    method: Method = "platt"
+    scale: float = 1.0
+    bias: float = 0.0
+    points: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +85,34 @@ class Thresholds:
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """What a threshold is to reach: a rate (0..1) on labelled images, for ``policy calibrate`` to
+    solve."""
+
+    rate: Literal["fpr", "recall", "precision"]
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    review: Target | None = None
+    block: Target | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SeverityBand:
+    """A name for probabilities from ``probability`` on, up to the next band."""
+
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
 class Category:
     """One thing to look for. ``prompts`` and ``contrast`` hold each text once, sorted, as their
-    order means nothing; ``contrast`` includes the policy's."""
+    order means nothing; ``contrast`` includes the policy's. It has prompts, a head, or both.
+    ``at_least_frames``: so many frames must reach a margin for it to count. ``severity`` ascends.
+    """
 
     id: str
     parent: str | None
@@ -67,6 +124,11 @@ class Category:
     thresholds: Thresholds
     mode: Mode
     block_uncalibrated: bool
+    exceptions: tuple[Dampener, ...] = ()
+    head: Head | None = None
+    severity: tuple[SeverityBand, ...] = ()
+    at_least_frames: int = 1
+    targets: Targets = Targets()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +138,38 @@ class Override:
     tenant: str
     category: str
     thresholds: Thresholds
+
+
+@dataclass(frozen=True, slots=True)
+class HashList:
+    """Images known by their PDQ hash. One within ``distance`` bits of ``hashes`` gets ``action``
+    before the model is asked. ``digest`` is that of the hashes."""
+
+    id: str
+    action: Decision
+    distance: int
+    file: str
+    digest: str
+    hashes: frozenset[str]  #: 64 hexadecimal digits each
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRate:
+    """A brake: among at least ``min_requests`` distinct requests of one tenant within
+    ``per_seconds``, a larger ``share`` blocked than this, and block becomes review."""
+
+    share: float
+    per_seconds: float
+    min_requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyTest:
+    """What the policy must say of an image; ``image`` is a path from the policy's folder."""
+
+    image: str
+    expect: Decision
+    tenant: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,15 +184,22 @@ class Policy:
     plan: FramePlan
     categories: tuple[Category, ...]
     overrides: tuple[Override, ...]
+    lists: tuple[HashList, ...] = ()
+    max_block_rate: BlockRate | None = None
+    tests: tuple[PolicyTest, ...] = ()
 
     @cached_property
     def digest(self) -> str:
         """Of everything that can change a decision: not the name, version and descriptions, nor
         the evidence, comments and layout of the file. Equal digests decide alike."""
         content = asdict(self)
-        del content["id"], content["version"]
+        del content["id"], content["version"], content["tests"]
         for category in content["categories"]:
-            del category["description"]
+            del category["description"], category["targets"]
+            if category["head"]:
+                del category["head"]["file"], category["head"]["vector"], category["head"]["bias"]
+        for hash_list in content["lists"]:
+            del hash_list["file"], hash_list["hashes"]
         return digest_of(content)
 
 
@@ -121,6 +222,7 @@ def margin_digest(policy: Policy, category: Category, info: ModelInfo) -> str:
     a fleet of unlike devices. Of the logit scale three digits count, as its own last digits depend
     on the precision too.
     """
+    head = category.head
     return digest_of(
         {
             "weights": info.weights_digest,
@@ -131,5 +233,8 @@ def margin_digest(policy: Policy, category: Category, info: ModelInfo) -> str:
             "prompts": [asdict(prompt) for prompt in category.prompts],
             "contrast": [asdict(prompt) for prompt in category.contrast],
             "aggregate": category.aggregate,
+            "exceptions": [asdict(concept) for concept in category.exceptions],
+            "head": head and [head.digest, head.weight],
+            "at_least_frames": category.at_least_frames,
         }
     )

@@ -208,7 +208,7 @@ def _calibration(at: Located) -> Calibration | None:
     bias = of["bias"].number(-1e6, 1e6)
     if scale == 0:
         of["scale"].refuse("`scale` must be above 0; calibrate again with better prompts")
-    return Calibration(scale=scale or 1.0, bias=bias or 0.0, fitted_for=_digest(of["for"]))
+    return Calibration(_digest(of["for"]), scale=scale or 1.0, bias=bias or 0.0)
 
 
 def _thresholds(of: Mapping[str, Located], review: float | None, block: float | None) -> Thresholds:

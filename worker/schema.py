@@ -170,8 +170,18 @@ class CategoryVerdict(Published):
         "where the action is allow, the lowest one it stayed under."
     )
     action: Action
-    loudest_for: str = Field(description="The prompt that spoke loudest for the category.")
-    loudest_against: str = Field(description="The contrast that spoke loudest against it.")
+    severity: str | None = Field(
+        default=None, description="The name that the policy gives to such a probability."
+    )
+    loudest_for: str | None = Field(
+        description="The prompt that spoke loudest for the category; null: it has only a head."
+    )
+    loudest_against: str | None = Field(
+        description="The contrast that spoke loudest against it; null: it has only a head."
+    )
+    dampened_by: str | None = Field(
+        default=None, description="The prompt of the exception that lowered the margin most."
+    )
     calibrated: bool
 
 
@@ -190,7 +200,7 @@ class ModelRef(Published):
 
 class ImageRef(Published):
     sha256: Sha256
-    perceptual_hash: str
+    perceptual_hash: str | None = Field(description="PDQ, 256 bits in hex, of the first frame.")
     type: str
     width: int
     height: int
@@ -198,6 +208,23 @@ class ImageRef(Published):
     frames: int = Field(description="Frames in the file.")
     frames_scored: int
     worst_frame: int = Field(description="Index of the frame that decided.")
+
+
+class ListRef(Published):
+    id: str
+    action: Action
+    distance: int = Field(description="Bits of the PDQ hash that differ from the one listed.")
+
+
+class BrakeRef(Published):
+    """Too many were blocked: what this verdict would have been without the policy's brake."""
+
+    would_have_been: Literal["block"] = "block"
+    share: float = Field(description="Of the tenant's recent requests that would be blocked.")
+    requests: int = Field(description="How many were recent.")
+    scope: Literal["fleet", "worker"] = Field(
+        description="Whose requests were counted; worker: Redis was away, or there is none."
+    )
 
 
 class ErrorRef(Published):
@@ -234,6 +261,10 @@ class Verdict(Published):
     shadow: tuple[CategoryVerdict, ...] = Field(
         default=(), description="What categories on trial would have said; no part of the decision."
     )
+    listed: ListRef | None = Field(
+        default=None, description="The policy's list of hashes that decided, with no model asked."
+    )
+    brake: BrakeRef | None = None
     policy: PolicyRef
     model: ModelRef
     image: ImageRef | None = None

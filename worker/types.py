@@ -119,6 +119,11 @@ class ModelInfo:
     logit_scale: float
 
     @property
+    def space(self) -> str:
+        """Digest of what an embedding means, whatever precision it was computed in."""
+        return _digest_of_model(self.weights_digest, self.preprocess.digest, "any")
+
+    @property
     def digest(self) -> str:
         """Equal digests mean comparable embeddings."""
         return _digest_of_model(self.weights_digest, self.preprocess.digest, self.precision)
@@ -153,14 +158,14 @@ class FramePlan:
 class ImageFacts:
     """What is known of an image besides its embedding.
 
-    ``sha256`` is the hex digest of its bytes; ``perceptual_hash`` the 64-bit difference hash of
-    its first frame in hex; ``width`` and ``height`` are in pixels as shown, after EXIF
-    orientation; ``rows`` gives, for each row of pixels and of the embedding, the index of the
-    frame it was taken from.
+    ``sha256`` is the hex digest of its bytes; ``perceptual_hash`` the PDQ hash of its first frame
+    (256 bits in hex), None where it was not computed or the frame is too plain for one; ``width``
+    and ``height`` are in pixels as shown, after EXIF orientation; ``rows`` gives, for each row of
+    pixels and of the embedding, the index of the frame it was taken from.
     """
 
     sha256: str
-    perceptual_hash: str
+    perceptual_hash: str | None
     media_type: str
     width: int
     height: int

@@ -6,7 +6,7 @@ import typer
 
 from tests.fakes import FakeEncoder
 from worker.app import run_worker
-from worker.cli import finish
+from worker.command_line import finish
 from worker.logs import set_up_logs
 from worker.seams import Encoder
 from worker.settings_load import load_settings

@@ -77,7 +77,7 @@ def test_every_key_of_a_policy_is_read() -> None:
         Prompt("a person aiming a gun", 0.5),
         Prompt("an assault rifle"),
     )
-    assert firearm.calibration == Calibration(1.31, -2.07, f"sha256:{1:064}")
+    assert firearm.calibration == Calibration(f"sha256:{1:064}", scale=1.31, bias=-2.07)
     assert firearm.thresholds == Thresholds(0.35, 0.91)
     assert (firearm.mode, blade.mode, gambling.mode) == ("enforce", "shadow", "off")
     assert (firearm.aggregate, blade.aggregate, gambling.aggregate) == ("logmeanexp", "max", "mean")

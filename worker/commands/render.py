@@ -88,7 +88,7 @@ def _cells(verdict: Verdict | str) -> tuple[Text | str, ...]:
         decision,
         Text(category.id, style="" if verdict.decision != "allow" else "dim"),
         f"{category.probability:.2f}",
-        Text(category.loudest_for, style="" if verdict.decision != "allow" else "dim"),
+        Text(category.loudest_for or "(its head)", style="" if verdict.decision != "allow" else "dim"),
         verdict.cache,
         milliseconds,
     )

@@ -1,0 +1,1 @@
+"""What was decided before: verdicts joined with embeddings, tried again under other policies."""
