@@ -11,9 +11,12 @@ BROKERS ?= 1
 
 setup: $(INSTALLED)
 
-$(INSTALLED): requirements.lock pyproject.toml
+$(INSTALLED): requirements.lock requirements-pdq.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements.lock
+	@# Perceptual hashes come as source only: without a C++ compiler, their tests skip.
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --require-hashes \
+		-r requirements-pdq.lock || echo "left out: pdqhash, which needs a C++ compiler"
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
@@ -73,6 +76,9 @@ lock: setup
 	$(BIN)/uv pip compile pyproject.toml --extra demo --group dev --universal --upgrade \
 		--python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--no-emit-index-url --no-emit-find-links --quiet -o requirements.lock
+	echo pdqhash==0.2.8 | $(BIN)/uv pip compile - --no-deps --universal --upgrade \
+		--python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--no-emit-index-url --no-emit-find-links --quiet -o requirements-pdq.lock
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
