@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Literal
@@ -192,14 +192,15 @@ class Policy:
     def digest(self) -> str:
         """Of everything that can change a decision: not the name, version and descriptions, nor
         the evidence, comments and layout of the file. Equal digests decide alike."""
-        content = asdict(self)
-        del content["id"], content["version"], content["tests"]
+        # what a file holds is in its digest, and may be large
+        lists = tuple(replace(one, file="", hashes=frozenset()) for one in self.lists)
+        content = asdict(replace(self, id="", version=0, lists=lists, tests=()))
         for category in content["categories"]:
             del category["description"], category["targets"]
             if category["head"]:
                 del category["head"]["file"], category["head"]["vector"], category["head"]["bias"]
         for hash_list in content["lists"]:
-            del hash_list["file"], hash_list["hashes"]
+            del hash_list["hashes"]  # JSON has no sets
         return digest_of(content)
 
 
@@ -223,6 +224,11 @@ def margin_digest(policy: Policy, category: Category, info: ModelInfo) -> str:
     on the precision too.
     """
     head = category.head
+    what_few_have = {
+        "exceptions": [asdict(concept) for concept in category.exceptions],
+        "head": head and [head.digest, head.weight],
+        "at_least_frames": category.at_least_frames if category.at_least_frames > 1 else None,
+    }
     return digest_of(
         {
             "weights": info.weights_digest,
@@ -233,8 +239,7 @@ def margin_digest(policy: Policy, category: Category, info: ModelInfo) -> str:
             "prompts": [asdict(prompt) for prompt in category.prompts],
             "contrast": [asdict(prompt) for prompt in category.contrast],
             "aggregate": category.aggregate,
-            "exceptions": [asdict(concept) for concept in category.exceptions],
-            "head": head and [head.digest, head.weight],
-            "at_least_frames": category.at_least_frames,
+            # left out where it is not used: what the language gains makes no calibration stale
+            **{key: value for key, value in what_few_have.items() if value},
         }
     )

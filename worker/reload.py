@@ -1,14 +1,15 @@
 """The policies that decide now: loaded at start, and again whenever a file changes.
 
 An edit takes effect between two images, whole or not at all: what cannot be loaded is refused in
-the log and in a metric, and the last good version goes on deciding.
+the log and in a metric, and the last good version goes on deciding. All that takes long is done on
+threads, beside the verdicts.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -17,11 +18,14 @@ import structlog
 from numpy.typing import NDArray
 
 from worker import telemetry
+from worker.background import in_background
 from worker.compile import compile_policy, texts_of
+from worker.compiled import CompiledPolicy
 from worker.errors import Misconfigured
+from worker.perceptual import check_lists
 from worker.policy import Policy, check_model
+from worker.policy_files import PolicyFiles
 from worker.policy_yaml import InvalidPolicy, parse_policy, read_policy
-from worker.score import CompiledPolicy
 from worker.seams import Encoder
 
 _log = structlog.get_logger(__name__)
@@ -33,16 +37,35 @@ _TEXTS_PER_CALL: Final = 16  # short calls, so that a batch of images never wait
 class _File:
     path: Path
     raw: bytes | None = None  #: as read last, good or refused; None if it could not be read
+    beside: PolicyFiles = field(init=False)  #: the files that it names, as read with it
     policy_id: str | None = None  #: None until it was loaded
+
+    def __post_init__(self) -> None:
+        self.beside = PolicyFiles(self.path.parent)
+
+    def read(self) -> bool:
+        """Whether it, or a file that it names, is another one than last time. Raises
+        ``InvalidPolicy``."""
+        seen, self.raw = self.raw, None
+        self.raw = read_policy(self.path)
+        return self.raw != seen or self.beside.changed()
+
+    def parse(self) -> Policy:
+        assert self.raw is not None
+        self.beside = PolicyFiles(self.path.parent)
+        policy = parse_policy(self.raw, str(self.path), files=self.beside)
+        _ = policy.digest  # takes a while, and is kept
+        return policy
 
 
 class PolicyStore:
     """One policy for each file; none before ``load_all``.
 
-    Files are compared by content: policies are small, and so neither a symlink that is swapped (as
-    Kubernetes does) nor two edits within the clock's resolution go unseen. Text embeddings are kept
-    by string, so an edit costs only what is new in it; beyond ``kept_texts`` of them, those that no
-    policy uses are dropped.
+    Files, those that a policy names too, are compared by content: they are small, and so neither a
+    symlink that is swapped (as Kubernetes does) nor two edits within the clock's resolution go
+    unseen. Text embeddings are kept by string, so an edit costs only what is new in it; beyond
+    ``kept_texts`` of them, those that no policy uses are dropped. ``hashed``: images get perceptual
+    hashes, without which a policy that lists any is refused.
     """
 
     def __init__(
@@ -52,11 +75,13 @@ class PolicyStore:
         *,
         interval_seconds: float = 0.5,
         kept_texts: int = 10_000,
+        hashed: bool = True,
     ) -> None:
         self._files = [_File(path) for path in paths]
         self._encoder = encoder
         self._interval_seconds = interval_seconds
         self._kept_texts = kept_texts
+        self._hashed = hashed
         self._embeddings: dict[str, NDArray[np.float32]] = {}
         self._current: dict[str, CompiledPolicy] = {}
 
@@ -72,8 +97,8 @@ class PolicyStore:
         if not self._files:
             raise Misconfigured("no policy file is given; name at least one")
         for file in self._files:
-            file.raw = await asyncio.to_thread(read_policy, file.path)
-            await self._load(file, file.raw)
+            await asyncio.to_thread(file.read)
+            await self._load(file)
 
     async def watch(self) -> None:
         """Apply edits until cancelled. What the encoder raises is raised on."""
@@ -83,31 +108,32 @@ class PolicyStore:
                 await self._refresh(file)
 
     async def _refresh(self, file: _File) -> None:
-        seen = file.raw
+        was_there = file.raw is not None
         try:
-            file.raw = await asyncio.to_thread(read_policy, file.path)
+            if not await asyncio.to_thread(file.read):
+                return
         except InvalidPolicy as error:
-            file.raw = None
-            if seen is not None:
+            if was_there:
                 self._refuse(file, error)
             return
-        if file.raw == seen:
-            return
         try:
-            await self._load(file, file.raw)
+            await self._load(file)
         except Misconfigured as error:
             self._refuse(file, error)
         else:
             telemetry.POLICY_RELOADS.labels(file.policy_id, "applied").inc()
+            await in_background(self._forget)
 
-    async def _load(self, file: _File, raw: bytes) -> None:
+    async def _load(self, file: _File) -> None:
         """All that can fail comes first; the swap is one assignment."""
-        policy = await asyncio.to_thread(parse_policy, raw, str(file.path))
+        info = self._encoder.info
+        policy = await in_background(file.parse)
         self._check_id(file, policy)
-        check_model(policy, self._encoder.info)
-        texts = texts_of(policy)
+        check_model(policy, info)
+        check_lists(policy, wanted=self._hashed)
+        texts = await in_background(texts_of, policy)
         await self._embed([text for text in texts if text not in self._embeddings])
-        compiled = compile_policy(policy, self._encoder.info, self._embeddings)
+        compiled = await in_background(compile_policy, policy, info, self._embeddings)
         replaced = self._current.get(policy.id)
         self._current[policy.id] = compiled
         file.policy_id = policy.id
@@ -123,7 +149,6 @@ class PolicyStore:
             digest=policy.digest,
             uncalibrated=compiled.uncalibrated,
         )
-        self._forget()
 
     def _check_id(self, file: _File, policy: Policy) -> None:
         if file.policy_id is None and policy.id in self._current:

@@ -1,80 +1,56 @@
 """From embeddings to decisions: pure, and the same to the last bit however images are batched.
 
-For an image embedding x and a category,
+For an image embedding x and a category with head weight w (0 without a head, 1 without prompts),
 
-    margin = aggregate(s · cos(x, prompts)) - aggregate(s · cos(x, contrasts))
-    probability = sigmoid(scale · margin + bias)
+    against = aggregate(s · cos(x, contrasts))
+    margin = (1 - w) · (aggregate(s · cos(x, prompts)) - against) + w · (head · x + bias)
+             - sum of weight · max(0, aggregate(s · cos(x, exception)) - against) over exceptions
+    probability = calibration(margin)
 
 with s the model's logit scale, as in CLIP (Radford et al. 2021, https://arxiv.org/abs/2103.00020,
-section 2.3; embeddings of templates are averaged as in its section 3.1.4), and Platt scaling (Platt
-1999) for the probability. The aggregate ``logmeanexp`` is log(sum w·exp(l) / sum w) over logits l
-and weights w: a mean and no sum, so that a category does not grow louder with the number of its
-prompts. Uncalibrated categories have scale 1 and bias 0.
+section 2.3; embeddings of templates are averaged as in its section 3.1.4), and sigmoid(scale ·
+margin + bias) (Platt 1999) or a line through fitted points for the probability. The aggregate
+``logmeanexp`` is log(sum w·exp(l) / sum w) over logits l and weights w: a mean and no sum, so that
+a category does not grow louder with the number of its prompts. Uncalibrated categories have scale 1
+and bias 0.
 
 Why the bits are the same: the order in which a matrix product is summed depends on the library,
 the processor and the size of the batch, so here no order can matter. Image embeddings are float16
-of at most 1 in magnitude: multiples of 2**-24. Prompt vectors are rounded to ``PROMPT_GRID``,
+of at most 1 in magnitude: multiples of 2**-24. Prompt vectors are rounded to ``VECTOR_GRID``,
 multiples of 2**-22, which moves a cosine by less than 1e-5. Products are then multiples of 2**-46
 and, as sum |x_i·v_i| <= sqrt(dimension) for a unit vector v, sums of any of them stay below 2**7 up
-to ``MAX_DIMENSION``: at most 53 bits, so every partial sum is exact in float64. All that follows
-works on one element, or on one segment of one row, at a time. (Only exp and log may differ in their
-last bit from one kind of processor to another.)
+to ``MAX_DIMENSION``: at most 53 bits, so every partial sum is exact in float64. A head is one more
+unit vector, rounded likewise, and its length is multiplied in after the sum, where a prompt has s.
+All that follows works on one element, or on one segment of one row, at a time. (Only exp and log
+may differ in their last bit from one kind of processor to another.)
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from worker.policy import Category, Decision, Policy, Thresholds
-from worker.types import Float16Rows
+from worker.compiled import CompiledPolicy, Float64s, Indices, Parts
+from worker.frames import deciding_rows
+from worker.policy import Decision, SeverityBand, Thresholds
+from worker.types import Embedding, Float16Rows
 
-Float64s = NDArray[np.float64]
-Indices = NDArray[np.intp]
-
-MAX_DIMENSION: Final = 2**13
-PROMPT_GRID: Final = 2.0**-22
 _BLOCK_ROWS: Final = 512  # in float64 these fit into a core's cache, up to 1024 dimensions or so
 _SEVERITY: Final = {Decision.ALLOW: 0, Decision.REVIEW: 1, Decision.BLOCK: 2}
 
 
-@dataclass(frozen=True, eq=False)
-class CompiledPolicy:
-    """A policy ready to score: its categories that are not off, in the order of the file.
+@dataclass(frozen=True, slots=True, eq=False)
+class Terms:
+    """What margins are made of, each [rows, ...] float64: ``aggregates`` by segment,
+    ``dampening``, what each exception takes off, by exception, and ``margins`` by category."""
 
-    A segment is the prompts or the contrasts of a category: of category c, segments 2c and 2c + 1.
-    Columns are the segments' texts one after another; many share a text, and ``vectors`` holds
-    each text once.
-    """
-
-    policy: Policy
-    categories: tuple[Category, ...]
-    calibrated: tuple[bool, ...]  #: by category: whether its calibration fits its margins
-    thresholds: Mapping[str | None, tuple[Thresholds, ...]]  #: by tenant, None for all others
-    logit_scale: float
-    vectors: Float64s  #: [dimension, texts], multiples of 2**-22
-    texts: tuple[str, ...]  #: by column
-    text_of: Indices  #: by column: its text's place in ``vectors``
-    weights: Float64s  #: by column; of one segment they sum to 1
-    log_weights: Float64s  #: by column
-    columns: tuple[slice, ...]  #: by segment
-    starts: Indices  #: by segment: its first column
-    segment_of: Indices  #: by column
-    segments_by_max: Indices
-    segments_by_mean: Indices
-    scale: Float64s  #: by category
-    bias: Float64s  #: by category
-
-    @property
-    def uncalibrated(self) -> tuple[str, ...]:
-        """Ids of the categories without a calibration for the margins they have now."""
-        pairs = zip(self.categories, self.calibrated, strict=True)
-        return tuple(category.id for category, calibrated in pairs if not calibrated)
+    aggregates: Float64s
+    dampening: Float64s
+    margins: Float64s
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,10 +63,11 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class CategoryScore:
-    """What a category says of an image, by the ``row`` that is worst for it.
+    """What a category says of an image, by the ``row`` that speaks for it.
 
     ``threshold`` is the one that ``action`` was reached by or, for allow, the lowest one that was
-    not. ``loudest_for`` and ``loudest_against`` are the texts that weigh most in the margin.
+    not. ``loudest_for`` and ``loudest_against`` are the texts that weigh most in the margin, None
+    where none do; ``dampened_by`` is the loudest text of the exception that took off most.
     """
 
     id: str
@@ -99,8 +76,10 @@ class CategoryScore:
     margin: float
     threshold: float | None
     action: Decision
-    loudest_for: str
-    loudest_against: str
+    severity: str | None
+    loudest_for: str | None
+    loudest_against: str | None
+    dampened_by: str | None
     calibrated: bool
     row: int
 
@@ -121,47 +100,20 @@ class Decided:
 
 
 def score(compiled: CompiledPolicy, rows: Float16Rows) -> Scores:
-    """[n, dimension] to [n, categories]. Finite for finite rows, zero rows included.
+    """[n, dimension] to [n, categories], each row for itself. Finite for finite rows, zero rows
+    included.
 
     Raises ``ValueError`` for rows of another dimension or type, or that are not finite.
     """
     margins = np.empty((len(rows), len(compiled.categories)))
     for start in range(0, len(rows), _BLOCK_ROWS):
         block = slice(start, start + _BLOCK_ROWS)
-        margins[block] = _margins(compiled, _logits(compiled, rows[block]))
-    return Scores(margins, _probabilities(compiled, margins))
+        margins[block] = terms(compiled, logits(compiled, rows[block])).margins
+    return Scores(margins, probabilities(compiled, margins))
 
 
-def decide(compiled: CompiledPolicy, rows: Float16Rows, tenant: str | None) -> Decided:
-    """Decide on one image by all of its rows, [n, dimension]; each category takes its worst row.
-
-    Raises ``ValueError`` for no rows at all, and as ``score`` does.
-    """
-    return decide_batch(compiled, [rows], [tenant])[0]
-
-
-def decide_batch(
-    compiled: CompiledPolicy, images: Sequence[Float16Rows], tenants: Sequence[str | None]
-) -> list[Decided]:
-    """``decide`` for many images at once, with equal answers; holds 8 bytes for each prompt of
-    each row meanwhile."""
-    if not all(len(rows) for rows in images):
-        raise ValueError("an image without rows was not examined; there is nothing to decide on")
-    if not images:
-        return []
-    logits = _logits(compiled, np.concatenate(images))
-    margins = _margins(compiled, logits)
-    probabilities = _probabilities(compiled, margins)
-    decisions, start = [], 0
-    for rows, tenant in zip(images, tenants, strict=True):
-        image = slice(start, start := start + len(rows))
-        scores = Scores(margins[image], probabilities[image])
-        decisions.append(_decided(compiled, logits[image], scores, tenant))
-    return decisions
-
-
-def _logits(compiled: CompiledPolicy, rows: Float16Rows) -> Float64s:
-    """[n, columns]: logit scale times cosine of each row and each column's text."""
+def logits(compiled: CompiledPolicy, rows: Float16Rows) -> Float64s:
+    """[n, dimension] to [n, columns]: of a text, logit scale times cosine; of a head, its logit."""
     if rows.dtype != np.float16 or rows.ndim != 2 or rows.shape[1] != len(compiled.vectors):
         raise ValueError(
             f"expected rows of {len(compiled.vectors)} float16, got {rows.dtype}{rows.shape}"
@@ -172,13 +124,31 @@ def _logits(compiled: CompiledPolicy, rows: Float16Rows) -> Float64s:
         if not math.isfinite(largest):
             raise ValueError("an embedding is not finite")
         np.clip(exact, -1.0, 1.0, out=exact)  # no unit vector; kept within what is summed exactly
-    logits = (exact @ compiled.vectors) * compiled.logit_scale
-    logits += 0.0  # there is a negative zero, and its sign would depend on the order of summation
-    return np.take(logits, compiled.text_of, axis=1)
+    products = (exact @ compiled.vectors) * compiled.gains
+    products += compiled.offsets  # of a text 0.0, which makes a negative zero, whose sign would
+    # depend on the order of summation, a positive one
+    return np.take(products, compiled.vector_of, axis=1)
 
 
-def _margins(compiled: CompiledPolicy, logits: Float64s) -> Float64s:
-    """[n, columns] to [n, categories]."""
+def terms(compiled: CompiledPolicy, logits: Float64s) -> Terms:
+    """[n, columns] to what comes of them."""
+    prompted, headed, exceptions = compiled.prompted, compiled.headed, compiled.exceptions
+    aggregates = _aggregates(compiled, logits[:, : len(compiled.texts)])
+    margins = np.zeros((len(logits), len(compiled.categories)))
+    leads = aggregates[:, prompted.prompts] - aggregates[:, prompted.contrasts]
+    margins[:, prompted.categories] = prompted.shares * leads
+    margins[:, headed.categories] += headed.shares * logits[:, len(compiled.texts) :]
+    leads = aggregates[:, exceptions.segments] - aggregates[:, exceptions.contrasts]
+    dampening = exceptions.weights * np.maximum(leads, 0.0)
+    if exceptions.starts.size:
+        margins[:, exceptions.categories] -= np.add.reduceat(dampening, exceptions.starts, axis=1)
+    return Terms(aggregates, dampening, margins)
+
+
+def _aggregates(compiled: CompiledPolicy, logits: Float64s) -> Float64s:
+    """[n, columns of texts] to [n, segments]."""
+    if not compiled.starts.size:
+        return np.empty((len(logits), 0))
     # reduceat sums each segment of each row in a way that depends on its length alone
     highest = np.maximum.reduceat(logits, compiled.starts, axis=1)
     shares = np.exp(logits - np.take(highest, compiled.segment_of, axis=1))
@@ -191,26 +161,74 @@ def _margins(compiled: CompiledPolicy, logits: Float64s) -> Float64s:
     if (segments := compiled.segments_by_mean).size:
         means = np.add.reduceat(logits * compiled.weights, compiled.starts, axis=1)
         aggregates[:, segments] = means[:, segments]
-    return aggregates[:, 0::2] - aggregates[:, 1::2]
+    return aggregates
 
 
-def _probabilities(compiled: CompiledPolicy, margins: Float64s) -> Float64s:
+def probabilities(compiled: CompiledPolicy, margins: Float64s) -> Float64s:
+    """[n, categories] to [n, categories], whether the margins are of rows or of images."""
     z = margins * compiled.scale + compiled.bias
     small = np.exp(-np.abs(z))  # never above 1, so it cannot overflow
-    return np.where(z >= 0, 1.0, small) / (1.0 + small)
+    found = np.where(z >= 0, 1.0, small) / (1.0 + small)
+    for category, (fitted, reached) in compiled.points.items():
+        line = np.interp(margins[:, category], fitted, reached)
+        found[:, category] = np.minimum(line, reached[-1])  # its last bit may go beyond
+    return found
+
+
+def image_margins(compiled: CompiledPolicy, embeddings: Sequence[Embedding]) -> Float64s:
+    """[images, categories]: the margins that images are decided by, their frames counted as each
+    category says. Raises ``ValueError`` as ``decide`` does."""
+    if not embeddings:
+        return np.empty((0, len(compiled.categories)))
+    rows = np.concatenate([embedding.rows for embedding in embeddings])
+    frames = np.concatenate([embedding.facts.rows for embedding in embeddings])
+    counts = [len(embedding.rows) for embedding in embeddings]
+    starts = np.cumsum([0, *counts[:-1]])
+    return margins_of_images(compiled, score(compiled, rows).margins, starts, frames)
+
+
+def margins_of_images(
+    compiled: CompiledPolicy, margins: Float64s, starts: Indices, frames: Indices
+) -> Float64s:
+    """Margins of rows, [rows, categories], to those of images, [images, categories].
+
+    ``starts`` has each image's first row, ascending from 0; ``frames`` each row's frame.
+    """
+    of_images = np.maximum.reduceat(margins, starts, axis=0)
+    image_of = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(margins)))
+    for category, at_least in enumerate(compiled.at_least_frames):
+        if at_least > 1 and len(starts) < len(margins):
+            rows = deciding_rows(margins[:, category], image_of, frames, at_least)
+            of_images[:, category] = margins[rows, category]
+    return of_images
 
 
 # ---------------------------------------------------------------- deciding
 
 
-def _decided(
-    compiled: CompiledPolicy, logits: Float64s, scores: Scores, tenant: str | None
+def decide(
+    compiled: CompiledPolicy,
+    rows: Float16Rows,
+    tenant: str | None,
+    frames: Sequence[int] | None = None,
 ) -> Decided:
+    """Decide on one image by all of its rows, [n, dimension]. ``frames`` has the frame that each
+    row was taken from; None: from one each.
+
+    Raises ``ValueError`` for no rows at all, and as ``score`` does.
+    """
+    if not len(rows):
+        raise ValueError("an image without rows was not examined; there is nothing to decide on")
+    by_column = logits(compiled, rows)
+    by_term = terms(compiled, by_column)
+    worst = _worst_rows(compiled, by_term.margins, frames)
+    found_at = probabilities(compiled, by_term.margins[worst, range(len(worst))][None])[0]
     thresholds = compiled.thresholds.get(tenant, compiled.thresholds[None])
-    worst = scores.margins.argmax(axis=0).tolist()
     found = [
-        _category_score(compiled, index, row, logits[row], scores, thresholds[index])
-        for index, row in enumerate(worst)
+        _category_score(compiled, index, row, by_column[row], by_term, probability, held)
+        for index, (row, probability, held) in enumerate(
+            zip(worst, found_at.tolist(), thresholds, strict=True)
+        )
     ]
     modes = [category.mode for category in compiled.categories]
     enforced = tuple(one for one, mode in zip(found, modes, strict=True) if mode == "enforce")
@@ -226,26 +244,45 @@ def _decided(
     )
 
 
+def _worst_rows(
+    compiled: CompiledPolicy, margins: Float64s, frames: Sequence[int] | None
+) -> list[int]:
+    """By category, the row that speaks for the image."""
+    worst: list[int] = margins.argmax(axis=0).tolist()
+    if len(margins) > 1:
+        image_of = np.zeros(len(margins), dtype=np.intp)
+        frame_of = np.arange(len(margins)) if frames is None else np.array(frames, dtype=np.intp)
+        for category, at_least in enumerate(compiled.at_least_frames):
+            if at_least > 1:
+                [row] = deciding_rows(margins[:, category], image_of, frame_of, at_least)
+                worst[category] = int(row)
+    return worst
+
+
 def _category_score(
     compiled: CompiledPolicy,
     index: int,
     row: int,
     logits: Float64s,
-    scores: Scores,
+    terms: Terms,
+    probability: float,
     thresholds: Thresholds,
 ) -> CategoryScore:
-    category = compiled.categories[index]
-    probability = float(scores.probabilities[row, index])
+    category, parts = compiled.categories[index], compiled.parts[index]
     action, threshold = _action(probability, thresholds)
     return CategoryScore(
         id=category.id,
         parent=category.parent,
         probability=probability,
-        margin=float(scores.margins[row, index]),
+        margin=float(terms.margins[row, index]),
         threshold=threshold,
         action=action,
-        loudest_for=_loudest(compiled, 2 * index, logits),
-        loudest_against=_loudest(compiled, 2 * index + 1, logits),
+        severity=_severity(probability, category.severity),
+        loudest_for=None if parts.prompts is None else loudest(compiled, parts.prompts, logits),
+        loudest_against=(
+            None if parts.contrast is None else loudest(compiled, parts.contrast, logits)
+        ),
+        dampened_by=_dampened_by(compiled, parts, row, logits, terms),
         calibrated=compiled.calibrated[index],
         row=row,
     )
@@ -260,9 +297,27 @@ def _action(probability: float, thresholds: Thresholds) -> tuple[Decision, float
     return Decision.ALLOW, block if review is None else review
 
 
-def _loudest(compiled: CompiledPolicy, segment: int, logits: Float64s) -> str:
-    """The text of the highest logit, its weight counted in as ``logmeanexp`` does."""
+def loudest(compiled: CompiledPolicy, segment: int, logits: Float64s) -> str:
+    """The text of the highest logit, its weight counted in as ``logmeanexp`` does. ``logits`` are
+    those of one row, [columns]."""
     columns = compiled.columns[segment]
     loudness = logits[columns] + compiled.log_weights[columns]
     text: str = compiled.texts[columns.start + int(loudness.argmax())]
     return text
+
+
+def _dampened_by(
+    compiled: CompiledPolicy, parts: Parts, row: int, logits: Float64s, terms: Terms
+) -> str | None:
+    if not parts.exceptions:
+        return None
+    taken_off = terms.dampening[row, parts.exceptions.start : parts.exceptions.stop]
+    most = int(taken_off.argmax())
+    if taken_off[most] <= 0:
+        return None
+    return loudest(compiled, int(compiled.exceptions.segments[parts.exceptions[most]]), logits)
+
+
+def _severity(probability: float, bands: Sequence[SeverityBand]) -> str | None:
+    reached = [band.name for band in bands if probability >= band.probability]
+    return reached[-1] if reached else None

@@ -18,7 +18,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.scalarbool import ScalarBoolean
 
 ABSENT: Final = object()
-MAX_BYTES: Final = 256 * 1024
+MAX_BYTES: Final = 1024 * 1024
 """Far above any policy written by hand; the loader is slow, and what it loads fits in memory."""
 
 Option = TypeVar("Option", bound=str)
@@ -135,21 +135,15 @@ class Located:
         return found
 
     def fields(
-        self,
-        *,
-        required: Iterable[str] = (),
-        optional: Iterable[str] = (),
-        unsupported: Iterable[str] = (),
+        self, *, required: Iterable[str] = (), optional: Iterable[str] = ()
     ) -> dict[str, Located]:
         """A value for every required and optional key, ``ABSENT`` where it is not written."""
-        required, unsupported = tuple(required), tuple(unsupported)
+        required = tuple(required)
         known = (*required, *optional)
         found = {key: self._at((), ABSENT, f"`{key}`") for key in known}
         for key, value in self.entries():
             if (name := str(key.value)) in found:
                 found[name] = value
-            elif name in unsupported:
-                key.refuse(f"`{name}` is not supported yet; remove it")
             elif close := difflib.get_close_matches(name, known, n=1):
                 key.refuse(f"unknown key `{name}`; did you mean `{close[0]}`?")
             else:

@@ -20,6 +20,8 @@ KEYS = (
     *("categories", "tenants", "limits", "description", "prompts", "text", "weight", "aggregate"),
     *("calibration", "method", "scale", "bias", "for", "date", "prevalence", "review", "block"),
     *("value", "target", "fpr", "precision", "mode", "block_uncalibrated"),
+    *("exceptions", "head", "file", "severity", "frames", "at_least", "points", "lists", "action"),
+    *("distance", "max_block_rate", "per", "share", "min_requests", "tests", "image", "expect"),
 )
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["platt", "a"])
 values = st.recursive(
@@ -54,10 +56,26 @@ def test_a_wrong_value_anywhere_is_refused_or_means_something(data: st.DataObjec
         "id": "a",
         "model": "fake",
         "tenants": {"shop": {"colour.red": {"review": 0.1}}},
-        "categories": [category(calibration={"method": "platt", "scale": 1, "bias": 0})],
+        "limits": {"max_block_rate": {"per": "10m", "share": 0.5, "min_requests": 9}},
+        "lists": [{"id": "bad", "file": "none.txt", "action": "block"}],
+        "tests": [{"image": "a.jpg", "expect": "allow"}],
+        "categories": [
+            category(
+                calibration={"method": "isotonic", "points": [[0, 0.5], [1, 0.6]]},
+                exceptions=["pink", {"prompts": ["poster"], "weight": 2}],
+                head={"file": "none.safetensors", "weight": 0.5},
+                frames={"at_least": 2},
+                severity={"low": 0.1},
+                block={"target": {"fpr": 0.1}},
+            )
+        ],
     }
-    places: list[Any] = [policy, policy["categories"][0], policy["tenants"]["shop"]["colour.red"]]
-    place = data.draw(st.sampled_from([*places, policy["categories"][0]["calibration"]]))
+    first = policy["categories"][0]
+    places: list[Any] = [policy, first, policy["tenants"]["shop"]["colour.red"]]
+    places += [first[key] for key in ("calibration", "head", "frames", "severity", "block")]
+    places += [first["exceptions"][1], first["block"]["target"], policy["tests"][0]]
+    places += [policy["limits"], policy["limits"]["max_block_rate"], policy["lists"][0]]
+    place = data.draw(st.sampled_from(places))
     place[data.draw(st.sampled_from(KEYS))] = data.draw(values)
 
     with suppress(ValueError):  # JSON has no NaN, and YAML spells it otherwise

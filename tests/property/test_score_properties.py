@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from tests.fakes import FakeEncoder
-from tests.policy_factory import category, compiled_of, policy_of
-from worker.score import CompiledPolicy, decide, decide_batch, score
+from tests.policy_factory import category, compiled_of, fitted, policy_of, with_head
+from worker.compiled import CompiledPolicy
+from worker.policy import Calibration, Head
+from worker.score import decide, logits, probabilities, score
 from worker.types import Float16Rows
 
 untimed = settings(deadline=None)
@@ -25,18 +28,35 @@ DIMENSIONS = (7, 32, 768)
 
 def policy(dimension: int) -> CompiledPolicy:
     many = [f"prompt {number}" for number in range(40)]
-    return compiled_of(
-        policy_of(
-            category("two", prompts=["red", "a rose"], contrast=["blue"]),
-            category("many", prompts=many, aggregate="logmeanexp"),
-            category("highest", prompts=many[:9], aggregate="max", mode="shadow"),
-            category("average", prompts=[{"text": "a", "weight": 3}, *many[:17]], aggregate="mean"),
-            category("one", prompts=["green"], contrast=["white"], block=0.9),
-            contrast=["an ordinary photo", "food", "a landscape"],
-            templates=["{}", "a photo of {}"],
-        ),
-        FakeEncoder(dimension, logit_scale=100.0),
+    encoder = FakeEncoder(dimension, logit_scale=100.0)
+    exceptions = ["pink", {"prompts": ["a drawing", "a toy"], "weight": 0.3}, "a poster"]
+    written = policy_of(
+        category("two", prompts=["red", "a rose"], contrast=["blue"]),
+        category("many", prompts=many, aggregate="logmeanexp"),
+        category("highest", prompts=many[:9], aggregate="max", mode="shadow"),
+        category("average", prompts=[{"text": "a", "weight": 3}, *many[:17]], aggregate="mean"),
+        category("one", prompts=["green"], contrast=["white"], block=0.9),
+        category("dampened", exceptions=exceptions, frames={"at_least": 2}),
+        category("blended", aggregate="mean", exceptions=["a poster"]),
+        category("headed"),
+        category("headed-and-dampened", exceptions=exceptions, frames={"at_least": 3}),
+        contrast=["an ordinary photo", "food", "a landscape"],
+        templates=["{}", "a photo of {}"],
     )
+    written = with_head(written, "blended", head(encoder, 0.7))
+    written = with_head(written, "headed", head(encoder), alone=True)
+    written = with_head(written, "headed-and-dampened", head(encoder), alone=True)
+    points = ((-9.0, 0.0), (0.0, 0.2), (1e-9, 0.7), (50.0, 1.0))
+    isotonic = Calibration("", "isotonic", points=points)
+    platt = Calibration("", scale=0.1, bias=-0.5)
+    calibrations = {"blended": isotonic, "headed": platt, "dampened": isotonic}
+    return compiled_of(fitted(written, encoder.info, calibrations), encoder)
+
+
+def head(encoder: FakeEncoder, weight: float = 1.0) -> Head:
+    rng = np.random.default_rng(int(weight * 100))
+    vector = rng.standard_normal(encoder.info.dimension).astype(np.float32)
+    return Head("h", "sha256:h", encoder.info.space, tuple(vector.tolist()), -0.5, weight)
 
 
 POLICIES = {dimension: policy(dimension) for dimension in DIMENSIONS}
@@ -118,6 +138,19 @@ def test_cosines_are_summed_without_any_rounding(rows: Float16Rows) -> None:
     assert margins.tolist() == [one - other for one, other in exact]
 
 
+@untimed
+@given(rows=unit_rows(768, most=3))
+def test_products_with_a_head_are_summed_without_any_rounding(rows: Float16Rows) -> None:
+    compiled = POLICIES[768]
+    found = logits(compiled, rows)
+    for column in range(len(compiled.texts), found.shape[1]):
+        place = compiled.vector_of[column]
+        unit = compiled.vectors[:, place].tolist()
+        length, bias = compiled.gains[place], compiled.offsets[place]
+        exact = [math.fsum(a * b for a, b in zip(row, unit, strict=True)) for row in rows.tolist()]
+        assert found[:, column].tolist() == [product * length + bias for product in exact]
+
+
 finite = st.floats(width=16, allow_nan=False, allow_infinity=False)
 
 
@@ -142,23 +175,11 @@ def test_no_calibration_makes_a_probability_overflow(
     margin_scale: float, bias: float, rows: Float16Rows
 ) -> None:
     compiled = POLICIES[32]
-    scale: NDArray[Any] = np.full(5, margin_scale)
-    extreme = CompiledPolicy(**{**vars(compiled), "scale": scale, "bias": np.full(5, bias)})
+    scale: NDArray[Any] = np.full(len(compiled.categories), margin_scale)
+    extreme = replace(compiled, scale=scale, bias=np.full(len(compiled.categories), bias))
     with np.errstate(over="raise", invalid="raise", divide="raise"):
         probabilities = score(extreme, rows).probabilities
     assert ((probabilities >= 0) & (probabilities <= 1)).all()
-
-
-@untimed
-@given(data=st.data())
-def test_images_are_decided_alike_alone_and_among_others(data: st.DataObject) -> None:
-    compiled = POLICIES[32]
-    images = data.draw(st.lists(unit_rows(32, most=4), min_size=1, max_size=6))
-    tenants = [None] * len(images)
-
-    together = decide_batch(compiled, images, tenants)
-
-    assert together == [decide(compiled, rows, None) for rows in images]
 
 
 @untimed
@@ -171,6 +192,28 @@ def test_the_order_of_an_images_rows_changes_no_decision(rows: Float16Rows, seed
     assert (one.decision, one.decided_by) == (other.decision, other.decided_by)
     for here, there in zip(one.categories, other.categories, strict=True):
         assert (here.margin, here.probability) == (there.margin, there.probability)
+
+
+@untimed
+@given(
+    steps=st.lists(st.tuples(st.floats(1e-9, 1e6), st.floats(0, 1)), min_size=2, max_size=9),
+    first=st.floats(-1e5, 1e5),
+    rows=unit_rows(32, most=3),
+)
+def test_isotonic_probabilities_stay_within_their_points_and_rise_with_the_margin(
+    steps: list[tuple[float, float]], first: float, rows: Float16Rows
+) -> None:
+    margins = np.unique(first + np.cumsum([width for width, _ in steps]))
+    reached = np.sort([probability for _, probability in steps])[: len(margins)]
+    compiled = replace(POLICIES[32], points={0: (margins, reached)})
+    asked = np.concatenate([score(compiled, rows).margins[:, 0], margins, margins + 1e-12])
+
+    spread = np.zeros((len(asked), len(compiled.categories)))
+    spread[:, 0] = np.sort(asked)
+    found = probabilities(compiled, spread)[:, 0]
+
+    assert ((found >= reached[0]) & (found <= reached[-1])).all()
+    assert (np.diff(found) >= -1e-12).all()
 
 
 @untimed

@@ -10,16 +10,21 @@ import pytest
 from tests.policy_factory import category, policy_bytes, policy_of
 from worker.errors import Misconfigured
 from worker.policy import (
+    BlockRate,
     Calibration,
+    Dampener,
     Decision,
     Override,
     Policy,
+    PolicyTest,
     Prompt,
+    Target,
+    Targets,
     Thresholds,
     check_model,
     margin_digest,
 )
-from worker.policy_yaml import UNSUPPORTED, InvalidPolicy, load_policy, parse_policy
+from worker.policy_yaml import InvalidPolicy, load_policy, parse_policy
 from worker.types import FramePlan, ModelInfo, PreprocessSpec
 from worker.yaml_values import MAX_BYTES
 
@@ -60,6 +65,9 @@ def test_a_policy_that_writes_only_what_is_required_gets_the_defaults() -> None:
     assert weapons.calibration is None
     assert weapons.thresholds == Thresholds(review=0.5, block=None)
     assert not weapons.block_uncalibrated
+    assert (weapons.exceptions, weapons.severity, weapons.head) == ((), (), None)
+    assert weapons.at_least_frames == 1
+    assert (policy.lists, policy.max_block_rate, policy.tests) == ((), None, ())
 
 
 def test_every_key_of_a_policy_is_read() -> None:
@@ -77,12 +85,44 @@ def test_every_key_of_a_policy_is_read() -> None:
         Prompt("a person aiming a gun", 0.5),
         Prompt("an assault rifle"),
     )
+    assert firearm.exceptions == (
+        Dampener((Prompt("a drawing", 2), Prompt("a painting")), weight=0.5),
+        Dampener((Prompt("a film poster"),)),
+    )
     assert firearm.calibration == Calibration(f"sha256:{1:064}", scale=1.31, bias=-2.07)
+    assert blade.calibration == Calibration(f"sha256:{4:064}", "temperature", scale=0.7)
+    assert gambling.calibration == Calibration(
+        f"sha256:{3:064}", "isotonic", points=((-2.0, 0.01), (0.5, 0.01), (1.5, 0.8))
+    )
     assert firearm.thresholds == Thresholds(0.35, 0.91)
+    assert firearm.targets == Targets(block=Target("fpr", 0.005))
+    assert [(band.name, band.probability) for band in firearm.severity] == [
+        ("low", 0.35),
+        ("medium", 0.6),
+        ("high", 0.9),
+    ]
+    assert (firearm.at_least_frames, blade.at_least_frames) == (2, 1)
     assert (firearm.mode, blade.mode, gambling.mode) == ("enforce", "shadow", "off")
     assert (firearm.aggregate, blade.aggregate, gambling.aggregate) == ("logmeanexp", "max", "mean")
     assert (firearm.parent, blade.parent, gambling.parent) == ("weapons", "sharp-things", None)
     assert (firearm.block_uncalibrated, blade.block_uncalibrated) == (False, True)
+    assert policy.max_block_rate == BlockRate(share=0.3, per_seconds=600.0, min_requests=200)
+    assert policy.tests == (
+        PolicyTest("images/hair-dryer.jpg", Decision.ALLOW),
+        PolicyTest("images/knife.jpg", Decision.REVIEW, "kids"),
+    )
+
+
+def test_a_list_has_each_hash_of_its_file_once_in_small_letters() -> None:
+    bad, good = load_policy(POLICIES / "full.yaml").lists
+
+    assert (bad.id, bad.action, bad.distance, bad.file) == (
+        *("known-bad", Decision.BLOCK, 31),
+        "lists/known-bad.txt",
+    )
+    assert (good.id, good.action, good.distance) == ("known-good", Decision.ALLOW, 0)
+    assert bad.hashes == good.hashes == {"f0" * 32, "00" * 31 + "ff"}
+    assert bad.digest == good.digest
 
 
 def test_a_category_is_contrasted_with_the_policys_texts_and_its_own_which_win() -> None:
@@ -104,6 +144,40 @@ def test_a_tenant_keeps_the_thresholds_it_does_not_override() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("per", "seconds"), [("90s", 90), ("10m", 600), ("2h", 7200), ("1d", 86400)]
+)
+def test_a_duration_is_a_number_and_a_unit(per: str, seconds: float) -> None:
+    limits = {"max_block_rate": {"per": per, "share": 0.5, "min_requests": 1}}
+    rate = policy_of(category(), limits=limits).max_block_rate
+    assert rate is not None
+    assert rate.per_seconds == seconds
+
+
+# ---------------------------------------------------------------- targets
+
+
+UNSOLVED = category(block={"target": {"fpr": 0.01}})
+
+
+def test_a_target_that_is_not_solved_is_refused_with_what_solves_it() -> None:
+    [problem] = problems_of(policy_bytes(UNSOLVED))
+    assert problem.endswith(
+        "`block` has a `target` and no `value`; run `imagewarden policy calibrate` to solve it"
+    )
+
+
+def test_whoever_solves_targets_reads_them_without_a_value() -> None:
+    precise = category("b", review={"target": {"precision": 0.9}})
+    raw = policy_bytes(UNSOLVED, precise)
+    first, second = parse_policy(raw, "policy.yaml", unsolved=True).categories
+
+    assert first.thresholds == Thresholds(0.5, None)
+    assert first.targets == Targets(block=Target("fpr", 0.01))
+    assert second.thresholds == Thresholds(None, None)
+    assert second.targets == Targets(review=Target("precision", 0.9))
+
+
 # ---------------------------------------------------------------- refusing
 
 
@@ -114,26 +188,49 @@ def test_a_broken_policy_is_refused_with_all_its_problems_where_they_stand(path:
         load_policy(path)
 
     assert expected, "a broken policy says in comments what is to be refused"
-    assert str(refused.value).splitlines() == [f"{path}:{line}" for line in expected]
+    told = str(refused.value).replace(f"{POLICIES}/", "{folder}/")
+    assert told.splitlines() == [f"{{folder}}/{path.name}:{line}" for line in expected]
 
 
-@pytest.mark.parametrize("key", UNSUPPORTED["policy"])
-def test_a_key_of_a_policy_that_does_nothing_yet_is_refused(key: str) -> None:
-    (problem,) = problems_of(policy_bytes(category(), **{key: {"x": 1}}))
-    assert problem.endswith(f"`{key}` is not supported yet; remove it")
+def test_a_line_of_a_list_that_is_no_hash_is_refused_by_file_and_line(tmp_path: Path) -> None:
+    lines = ["# a comment", "f0" * 32, "f0f0", "", "F0" * 32 + " # twice", "https://h/p.jpg"]
+    (tmp_path / "bad.txt").write_text("\n".join(lines))
+    lists = [{"id": "bad", "file": "bad.txt", "action": "block"}]
+    raw = policy_bytes(category(), lists=lists)
+    with pytest.raises(InvalidPolicy) as refused:
+        parse_policy(raw, f"{tmp_path}/policy.yaml")
+
+    do = "write 64 hexadecimal digits, or # before a comment"
+    assert str(refused.value).splitlines() == [
+        f"{tmp_path}/bad.txt:3:1: 'f0f0' is no PDQ hash; {do}",
+        f"{tmp_path}/bad.txt:6:1: 'https://h/p.jpg' is no PDQ hash; {do}",
+    ]
 
 
-@pytest.mark.parametrize("key", UNSUPPORTED["category"])
-def test_a_key_of_a_category_that_does_nothing_yet_is_refused(key: str) -> None:
-    (problem,) = problems_of(policy_bytes(category(**{key: "x"})))
-    assert problem.endswith(f"`{key}` is not supported yet; remove it")
+def test_a_list_of_something_else_is_refused_in_few_lines(tmp_path: Path) -> None:
+    (tmp_path / "bad.txt").write_bytes(bytes(range(256)) * 100)
+    lists = [{"id": "bad", "file": "bad.txt", "action": "block"}]
+    with pytest.raises(InvalidPolicy) as refused:
+        parse_policy(policy_bytes(category(), lists=lists), f"{tmp_path}/policy.yaml")
+    assert len(refused.value.problems) == 11
+    assert refused.value.problems[-1].message.endswith("more lines are no PDQ hashes either")
 
 
-@pytest.mark.parametrize("method", UNSUPPORTED["calibration.method"])
-def test_a_calibration_method_that_does_nothing_yet_is_refused(method: str) -> None:
-    calibration = {"method": method, "scale": 1, "bias": 0, "for": f"sha256:{1:064}"}
-    (problem,) = problems_of(policy_bytes(category(calibration=calibration)))
-    assert problem.endswith(f"the method `{method}` is not supported yet; write platt")
+def test_a_list_without_hashes_yet_is_one(tmp_path: Path) -> None:
+    (tmp_path / "bad.txt").write_text("# none so far\n")
+    lists = [{"id": "bad", "file": "bad.txt", "action": "block"}]
+    assert policy_of(category(), folder=tmp_path, lists=lists).lists[0].hashes == frozenset()
+
+
+def test_an_image_to_test_with_is_asked_for_only_by_who_tests(tmp_path: Path) -> None:
+    (tmp_path / "there.jpg").write_bytes(b"")
+    tests = [{"image": name, "expect": "allow"} for name in ("there.jpg", "none.jpg")]
+    path = tmp_path / "policy.yaml"
+    path.write_bytes(policy_bytes(category(), tests=tests))
+
+    assert len(load_policy(path).tests) == 2
+    with pytest.raises(InvalidPolicy, match=r"none.jpg is not there; add the image or remove"):
+        load_policy(path, images=True)
 
 
 def test_every_level_of_the_file_refuses_unknown_keys() -> None:
@@ -221,7 +318,7 @@ def edited(text: str, *edits: tuple[str, str]) -> Policy:
     for old, new in edits:
         assert old in text
         text = text.replace(old, new)
-    return parse_policy(text.encode(), "edited.yaml")
+    return parse_policy(text.encode(), str(POLICIES / "edited.yaml"))
 
 
 FULL = (POLICIES / "full.yaml").read_text()
@@ -241,6 +338,10 @@ FULL = (POLICIES / "full.yaml").read_text()
         ("date: 2026-01-31", "date: 2026-02-01"),
         ("{target: {fpr: 0.005}, value: 0.91}", "0.91"),
         ("    aggregate: logmeanexp\n", ""),
+        ("fpr: 0.005", "fpr: 0.006"),
+        ("./lists/known-bad.txt", "lists/known-bad.txt"),
+        ("tenant: kids", "tenant: shop"),
+        ("- a film poster", "- {prompts: [a film poster], weight: 1}"),
     ],
     ids=lambda edit: edit[1][:30],
 )
@@ -269,13 +370,25 @@ def test_what_cannot_change_a_decision_leaves_the_digest_as_it_is(edit: tuple[st
         ("mode: shadow", "mode: enforce"),
         ("    block_uncalibrated: true\n", ""),
         ("block: 0.80", "block: 0.81"),
+        ("a film poster", "a film still"),
+        ("a painting", "a sketch"),
+        ("], weight: 0.5}", "], weight: 0.6}"),
+        ("medium: 0.6", "medium: 0.7"),
+        ("at_least: 2", "at_least: 3"),
+        ("[1.5, 0.8]", "[1.5, 0.9]"),
+        ("scale: 0.7", "scale: 0.6"),
+        ("share: 0.30", "share: 0.31"),
+        ("per: 10m", "per: 9m"),
+        ("action: allow, distance: 0", "action: review, distance: 0"),
+        ("distance: 0", "distance: 1"),
+        ("id: known-good", "id: known"),
     ],
     ids=lambda edit: edit[1][:30],
 )
 def test_what_can_change_a_decision_changes_the_digest(edit: tuple[str, str]) -> None:
     old, new = edit
     edits = [edit]
-    if old.startswith("id: "):
+    if old.startswith("id: weapons"):
         edits.append((old.removeprefix("id: ") + ":", new.removeprefix("id: ") + ":"))
     assert edited(FULL, *edits).digest != edited(FULL).digest
 
@@ -295,6 +408,9 @@ def firearm_digest(policy: Policy, info: ModelInfo = INFO) -> str:
         ("aggregate: logmeanexp", "aggregate: mean"),
         ("views: tiles", "views: pad"),
         ("max_frames: 4", "max_frames: 5"),
+        ("a film poster", "a film still"),
+        ("], weight: 0.5}", "], weight: 0.6}"),
+        ("at_least: 2", "at_least: 3"),
     ],
     ids=lambda edit: edit[1],
 )
@@ -311,6 +427,8 @@ def test_what_can_change_a_margin_makes_a_calibration_void(edit: tuple[str, str]
         ("mode: enforce", "mode: shadow"),
         ("a knife", "a dagger"),
         ("block: 0.80", "block: 0.81"),
+        ("medium: 0.6", "medium: 0.7"),
+        ("share: 0.30", "share: 0.31"),
     ],
     ids=lambda edit: edit[1],
 )

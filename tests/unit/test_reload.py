@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.fakes import FakeEncoder
-from tests.policy_factory import category, policy_bytes
+from tests.policy_factory import category, head_bytes, policy_bytes
 from worker import telemetry
 from worker.errors import Misconfigured
 from worker.policy_yaml import InvalidPolicy
@@ -158,6 +158,27 @@ async def test_an_edit_embeds_only_the_texts_that_are_new_and_few_a_call(path: P
         assert [len(call) for call in encoder.texts] == [16, 4]
 
 
+async def test_no_text_is_embedded_twice_however_many_categories_and_files_use_it(
+    tmp_path: Path,
+) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    many = [
+        category(f"c{n}", prompts=[f"thing {n}", f"thing {n + 1}"], exceptions=["a drawing"])
+        for n in range(0, 40, 2)
+    ]
+    shared = {"templates": ["{}", "a photo of {}"], "contrast": ["food", "a landscape"]}
+    write(first, *many, id="first", **shared)
+    write(second, *many[:10], category("own", prompts=["own"]), id="second", **shared)
+    encoder = FakeEncoder()
+    async with watched(first, second, encoder=encoder) as store:
+        write(first, *many[5:], category("new", prompts=["new"]), id="first", version=2, **shared)
+        await until_version(2, store, "first")
+
+    asked = [text for call in encoder.texts for text in call]
+    assert len(asked) == len(set(asked)) == 2 * (40 + 4 + 2)
+    assert {"a photo of thing 39", "a drawing", "a photo of own", "new"} <= set(asked)
+
+
 async def test_an_edit_of_thresholds_embeds_nothing(path: Path) -> None:
     write(path)
     encoder = FakeEncoder()
@@ -201,6 +222,69 @@ async def test_each_of_several_files_is_watched(tmp_path: Path) -> None:
         await until_version(2, store, "b")
         assert store.current("a").policy.version == 1
         assert store.current().policy.id == "a"
+
+
+async def test_a_head_that_is_fitted_again_is_an_edit_of_the_policy_that_names_it(
+    path: Path,
+) -> None:
+    info = FakeEncoder().info
+    head = path.with_name("red.safetensors")
+    head.write_bytes(head_bytes(info, [1.0] * info.dimension))
+    write(path, {"id": "red", "head": head.name, "review": 0.5}, id="headed")
+    before = reloads("headed", "applied")
+    async with watched(path) as store:
+        old = store.current()
+        replace(head, head_bytes(info, [1.0] * info.dimension, bias=-3.0))
+        await until(lambda: store.current() is not old)
+
+        new = store.current().policy
+        assert new.categories[0].head is not None
+        assert new.categories[0].head.bias == -3.0
+        assert new.digest != old.policy.digest
+        await until(lambda: reloads("headed", "applied") == before + 1)
+
+
+async def test_a_list_that_grows_in_place_is_an_edit_of_the_policy_that_names_it(
+    path: Path,
+) -> None:
+    hashes = path.with_name("bad.txt")
+    hashes.write_text("0" * 64 + "\n")
+    write(path, lists=[{"id": "bad", "file": hashes.name, "action": "block"}])
+    async with watched(path) as store:
+        with hashes.open("a") as file:
+            file.write("f" * 64 + "\n")
+        await until(lambda: len(store.current().policy.lists[0].hashes) == 2)
+
+
+async def test_a_head_that_is_damaged_is_refused_and_good_again_once_restored(path: Path) -> None:
+    info = FakeEncoder().info
+    good = head_bytes(info, [1.0] * info.dimension)
+    head = path.with_name("red.safetensors")
+    head.write_bytes(good)
+    write(path, {"id": "red", "head": head.name, "review": 0.5}, id="damaged")
+    async with watched(path) as store:
+        old = store.current()
+        head.unlink()
+        await until(lambda: metric("policy_stale", policy="damaged") == 1)
+        assert store.current() is old
+        head.write_bytes(good)
+        await until(lambda: metric("policy_stale", policy="damaged") == 0)
+
+
+async def test_a_head_for_another_model_is_refused_and_the_last_good_policy_stays(
+    path: Path,
+) -> None:
+    info = FakeEncoder().info
+    path.with_name("other.safetensors").write_bytes(head_bytes(FakeEncoder(8).info, [1.0] * 8))
+    write(path, id="other-space")
+    with capture_logs() as logs:
+        async with watched(path) as store:
+            good = store.current()
+            write(path, {"id": "red", "head": "other.safetensors", "review": 0.5}, id="other-space")
+            await until(lambda: metric("policy_stale", policy="other-space") == 1)
+            assert store.current() is good
+    (told,) = [line for line in logs if line["event"] == "policy_refused"]
+    assert f"another model than {info.name!r}" in told["problems"][0]
 
 
 async def test_images_are_decided_on_while_an_edit_is_being_embedded(path: Path) -> None:
@@ -339,3 +423,22 @@ async def test_texts_within_the_limit_are_kept_for_when_they_come_back(path: Pat
         await until_version(3, store)
 
         assert encoder.texts == []
+
+
+# ---------------------------------------------------------------- lists of hashes
+
+
+async def test_edit_that_adds_lists_is_refused_where_images_get_no_hashes(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    (tmp_path / "known.txt").write_text("0f" * 32 + "\n")
+    path.write_bytes(policy_bytes(category(), id="hashless", version=1))
+    lists = [{"id": "known", "file": "known.txt", "action": "block"}]
+    before = metric("policy_reloads_total", policy="hashless", outcome="refused")
+    async with watched(path, hashed=False) as store:
+        replace(path, policy_bytes(category(), id="hashless", version=2, lists=lists))
+        await until(
+            lambda: (
+                metric("policy_reloads_total", policy="hashless", outcome="refused") == before + 1
+            )
+        )
+        assert store.current().policy.version == 1
