@@ -58,10 +58,14 @@ class FakeFetcher:
 
 
 class FakeDecoder:
-    """``seams.Decoder`` of bodies like ``b"red blue"``: two frames, one of each colour."""
+    """``seams.Decoder`` of bodies like ``b"red blue"``: two frames, one of each colour.
+
+    ``hashes`` has the perceptual hashes of those bodies that have any.
+    """
 
     def __init__(self) -> None:
         self.decoded: list[bytes] = []
+        self.hashes: dict[bytes, str] = {}
 
     async def decode(
         self, body: bytes, sha256: str, spec: PreprocessSpec, plan: FramePlan
@@ -75,7 +79,14 @@ class FakeDecoder:
         pixels[:] = np.array(colours, dtype=np.uint8)[:, None, None, :]
         frames = len(colours)
         facts = ImageFacts(
-            sha256, "0" * 16, "image/fake", 8, 8, len(body), frames, tuple(range(frames))
+            sha256,
+            self.hashes.get(body),
+            "image/fake",
+            8,
+            8,
+            len(body),
+            frames,
+            tuple(range(frames)),
         )
         return Decoded(pixels, facts)
 

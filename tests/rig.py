@@ -16,6 +16,7 @@ from tests.fakes_images import FakeDecoder, FakeFetcher
 from tests.policy_factory import category, policy_bytes
 from worker import telemetry
 from worker.answers import Answerer, AnswerTopics
+from worker.brake import Brake
 from worker.cache import EmbeddingCache, UrlCache
 from worker.delivery import AtLeastOnce, Delivery, ExactlyOnce
 from worker.embedding_format import encode_embedding, parse_embedding
@@ -123,6 +124,7 @@ class World:
     parts: AsyncExitStack
     broker: FakeBroker = field(default_factory=FakeBroker)
     fetcher: FakeFetcher = field(default_factory=FakeFetcher)
+    decoder: FakeDecoder = field(default_factory=FakeDecoder)
 
     def url(self, name: str) -> str:
         return f"http://images.test/{name}"
@@ -169,6 +171,7 @@ class World:
         retries: RetryPlan | None = None,
         max_rejected_share: float = 1.0,
         max_deaths: int = 3,
+        brake: Brake | None = None,
     ) -> Rig:
         """``retrying``: it reads the topic of retries, else that of requests."""
         encoder = FakeEncoder()
@@ -180,7 +183,7 @@ class World:
         examiner = Examiner(
             fetcher=self.fetcher,
             hosts=Hosts(slots=in_flight, share=1.0),
-            decoder=FakeDecoder(),
+            decoder=self.decoder,
             encoder=encoder,
             embeddings=EmbeddingCache(
                 [],
@@ -211,7 +214,13 @@ class World:
             lane="live",
             source=source,
             answerer=Answerer(
-                judge=Judge(examiner=examiner, policies=store, model=encoder.info, worker="w"),
+                judge=Judge(
+                    examiner=examiner,
+                    policies=store,
+                    model=encoder.info,
+                    worker="w",
+                    brake=brake,
+                ),
                 publisher=publishing,
                 topics=AnswerTopics(verdicts=VERDICTS, dead_letters=DEAD),
                 retries=retries,

@@ -139,11 +139,24 @@ def tell(answer: Answer, record: Record) -> None:
         telemetry.VERDICTS.labels(verdict.policy.id, verdict.decision, verdict.action).inc()
         if verdict.decision == "undetermined" and verdict.action == "allow":
             telemetry.FAIL_OPEN.labels(verdict.policy.id).inc()
+        if verdict.listed is not None:
+            listed = verdict.listed
+            telemetry.LISTED.labels(verdict.policy.id, listed.id, listed.action).inc()
+        if verdict.brake is not None:
+            telemetry.BRAKED.labels(verdict.policy.id).inc()
+        _count_shadow(verdict)
         _log.info("request", **_canonical(verdict, record))
     else:
         _log.info("retry without news", topic=record.topic, offset=record.offset)
     if answer.retry is not None:
         telemetry.RETRIES.inc()
+
+
+def _count_shadow(verdict: Verdict) -> None:
+    """What is enforced is counted as it would be without the brake, which judges no image."""
+    enforced = verdict.brake.would_have_been if verdict.brake else verdict.decision
+    for trial in verdict.shadow:
+        telemetry.SHADOW.labels(verdict.policy.id, trial.id, enforced, trial.action).inc()
 
 
 def _canonical(verdict: Verdict, record: Record) -> dict[str, object]:
@@ -157,6 +170,8 @@ def _canonical(verdict: Verdict, record: Record) -> dict[str, object]:
         "action": verdict.action,
         "category": category.id if category else None,
         "probability": round(category.probability, 4) if category else None,
+        "list": verdict.listed.id if verdict.listed else None,
+        "braked": verdict.brake is not None,
         "error": verdict.error.code.value if verdict.error else None,
         "detail": verdict.error.detail if verdict.error else None,
         "retry_at": verdict.error.retry_at if verdict.error else None,

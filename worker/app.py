@@ -18,18 +18,21 @@ from typing import Any, TypeVar
 import structlog
 
 from worker import __version__, telemetry
-from worker.assembly import examiner_of, load_model
+from worker.assembly import brake_of, examiner_of, load_model
+from worker.background import spare_what_is_loaded
+from worker.brake import Brake
 from worker.broker import servers, until_reachable
 from worker.embedding_format import encode_embedding
-from worker.errors import Halted, Misconfigured
+from worker.endpoints import Health, open_endpoints
+from worker.errors import Halted
 from worker.lanes import Judging, open_pipelines
+from worker.perceptual import check_lists
 from worker.pipeline import Pipeline
 from worker.policy_yaml import load_policy
 from worker.publish import KafkaPublisher
 from worker.reload import PolicyStore
 from worker.seams import Encoder
 from worker.settings import Settings
-from worker.telemetry import Endpoints, Health
 from worker.topics import topic_limits
 from worker.types import Embedding, Message
 
@@ -78,13 +81,14 @@ async def run_worker(
         if started is None:
             _log.info("stopped before it was ready")
             return
-        pipelines, policies = started
+        pipelines, policies, brake = started
         try:
             async with asyncio.TaskGroup() as group:
-                watching = group.create_task(policies.watch())
+                background = [group.create_task(each) for each in (policies.watch(), brake.run())]
                 # of the group too: when one fails, the others end before the parts are closed
                 await asyncio.wait([group.create_task(each.run(stop)) for each in pipelines])
-                watching.cancel()
+                for task in background:
+                    task.cancel()
         except* Halted as halted:
             raise _first(halted) from None
     _log.info("stopped", worker=settings.worker)
@@ -95,18 +99,21 @@ async def _start(
     load: Callable[[Settings], Encoder],
     probes: _Probes,
     parts: AsyncExitStack,
-) -> tuple[Sequence[Pipeline], PolicyStore]:
+) -> tuple[Sequence[Pipeline], PolicyStore, Brake]:
     """Builds the parts, each to be closed by ``parts`` in the opposite order."""
     paths = [Path(path) for path in settings.policies]
     for path in paths:
-        load_policy(path)  # a typo should not wait for the model to load
-    endpoints = _endpoints(settings, probes)
+        # a typo should not wait for the model to load
+        check_lists(load_policy(path), wanted=settings.decode.perceptual_hash)
+    http = settings.http
+    endpoints = open_endpoints(http.host, http.port, live=probes.live, ready=probes.ready)
     parts.callback(endpoints.close)
     _log.info("serving", address=endpoints.address, worker=settings.worker)
 
     encoder = await asyncio.to_thread(load, settings)
-    policies = PolicyStore(paths, encoder)
+    policies = PolicyStore(paths, encoder, hashed=settings.decode.perceptual_hash)
     await policies.load_all()
+    spare_what_is_loaded()
     _tell(settings, encoder)
 
     probes.waiting_for = "the broker"
@@ -130,17 +137,18 @@ async def _start(
             )
         )
 
+    brake = brake_of(settings, parts)
     examiner = await parts.enter_async_context(examiner_of(settings, encoder, keep))
     probes.pipelines = await open_pipelines(
         settings,
-        Judging(examiner=examiner, policies=policies, model=encoder.info),
+        Judging(examiner=examiner, policies=policies, model=encoder.info, brake=brake),
         publisher,
         message_bytes,
         parts,
     )
     telemetry.READY.set(1)
     _log.info("ready", group=kafka.group, topic=kafka.requests_topic, delivery=settings.delivery)
-    return probes.pipelines, policies
+    return probes.pipelines, policies, brake
 
 
 async def _message_bytes(settings: Settings) -> int:
@@ -162,17 +170,6 @@ async def _message_bytes(settings: Settings) -> int:
         if limit < kafka.message_max_bytes:
             _log.info("a topic takes less than the setting", topic=topic, max_message_bytes=limit)
     return min([kafka.message_max_bytes, *limits.values()])
-
-
-def _endpoints(settings: Settings, probes: _Probes) -> Endpoints:
-    http = settings.http
-    try:
-        return Endpoints(http.host, http.port, live=probes.live, ready=probes.ready)
-    except OSError as error:
-        raise Misconfigured(
-            f"cannot serve metrics on {http.host}:{http.port} ({error.strerror}); set "
-            "IMAGEWARDEN_HTTP__HOST and IMAGEWARDEN_HTTP__PORT to a free address (port 0 takes one)"
-        ) from None
 
 
 def _tell(settings: Settings, encoder: Encoder) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import structlog
 
+from worker.brake import Brake
 from worker.cache import EmbeddingCache, Stores, UrlCache
 from worker.decode import DecoderPool
 from worker.egress import EgressPolicy
@@ -20,9 +21,10 @@ from worker.fetch import HttpFetcher, tls_context
 from worker.hosts import Hosts
 from worker.policy_yaml import load_policy
 from worker.proxy import EgressProxy
+from worker.redis_counts import RedisCounts
 from worker.seams import Encoder
 from worker.settings import Settings
-from worker.stores import MemoryStore, RedisStore
+from worker.stores import MemoryStore, RedisStore, redis_client
 from worker.types import Embedding
 
 _log = structlog.get_logger(__name__)
@@ -36,7 +38,7 @@ def load_model(settings: Settings) -> Encoder:
     from worker.embed import load_encoder  # torch: only a process that embeds pays for it
 
     model = settings.model
-    name = model.name or load_policy(Path(settings.policies[0])).model
+    name = model.name or load_policy(Path(settings.policies[0]), unsolved=True).model
     encoder = load_encoder(
         name,
         checkpoint=model.checkpoint,
@@ -48,46 +50,62 @@ def load_model(settings: Settings) -> Encoder:
     return encoder
 
 
+def fetcher_of(settings: Settings) -> HttpFetcher:
+    fetch = settings.fetch
+    proxy = fetch.egress_proxy
+    return HttpFetcher(
+        egress=EgressPolicy(ports=fetch.ports, allow=fetch.allow),
+        proxy=EgressProxy.parse(proxy.get_secret_value()) if proxy else None,
+        ssl_context=tls_context(str(fetch.ca_file) if fetch.ca_file else None),
+        total_timeout_seconds=fetch.total_timeout_seconds,
+        connect_timeout_seconds=fetch.connect_timeout_seconds,
+        read_timeout_seconds=fetch.read_timeout_seconds,
+        max_bytes=fetch.max_bytes,
+        max_redirects=fetch.max_redirects,
+        attempts=fetch.attempts,
+    )
+
+
+def redis_of(settings: Settings) -> RedisStore | None:
+    """Where the settings name one."""
+    if settings.redis.url is None:
+        return None
+    return RedisStore(
+        settings.redis.url.get_secret_value(),
+        timeout_seconds=settings.redis.timeout_seconds,
+        breaker_seconds=settings.redis.breaker_seconds,
+        prefix=settings.redis.prefix,
+    )
+
+
 @asynccontextmanager
 async def examiner_of(
-    settings: Settings, encoder: Encoder, keep: Callable[[Embedding], Awaitable[None]]
+    settings: Settings,
+    encoder: Encoder,
+    keep: Callable[[Embedding], Awaitable[None]],
+    *,
+    tiers: Stores | None = None,
 ) -> AsyncIterator[Examiner]:
-    """A running examiner; ``keep`` publishes what is to be kept."""
+    """A running examiner; ``keep`` publishes what is to be kept. ``tiers`` are what it looks
+    embeddings up in: by themselves, those of a worker."""
     async with AsyncExitStack() as parts:
-        fetch = settings.fetch
-        proxy = fetch.egress_proxy
-        fetcher = HttpFetcher(
-            egress=EgressPolicy(ports=fetch.ports, allow=fetch.allow),
-            proxy=EgressProxy.parse(proxy.get_secret_value()) if proxy else None,
-            ssl_context=tls_context(str(fetch.ca_file) if fetch.ca_file else None),
-            total_timeout_seconds=fetch.total_timeout_seconds,
-            connect_timeout_seconds=fetch.connect_timeout_seconds,
-            read_timeout_seconds=fetch.read_timeout_seconds,
-            max_bytes=fetch.max_bytes,
-            max_redirects=fetch.max_redirects,
-            attempts=fetch.attempts,
-        )
+        fetcher = fetcher_of(settings)
         parts.push_async_callback(fetcher.close)
         decoder = DecoderPool(
             processes=settings.decode.processes,
             timeout_seconds=settings.decode.timeout_seconds,
             memory_bytes=settings.decode.memory_bytes,
             max_pixels=settings.decode.max_pixels,
+            hashed=settings.decode.perceptual_hash,
         )
         parts.push_async_callback(decoder.close)
         await decoder.start()
         stores: Stores = [("memory", MemoryStore(max_bytes=settings.cache.memory_max_bytes))]
-        if settings.redis.url is not None:
-            redis = RedisStore(
-                settings.redis.url.get_secret_value(),
-                timeout_seconds=settings.redis.timeout_seconds,
-                breaker_seconds=settings.redis.breaker_seconds,
-                prefix=settings.redis.prefix,
-            )
+        if redis := redis_of(settings):
             parts.push_async_callback(redis.close)
             stores = [*stores, ("redis", redis)]
         embeddings = EmbeddingCache(
-            stores,
+            stores if tiers is None else tiers,
             dimension=encoder.info.dimension,
             ttl_seconds=settings.cache.embedding_ttl_seconds,
             encode=encode_embedding,
@@ -128,6 +146,20 @@ async def examiner_of(
             [ended] = await asyncio.gather(running, return_exceptions=True)
             if isinstance(ended, Exception):
                 _log.error("the model's batches ended", exc_info=ended)
+
+
+def brake_of(settings: Settings, parts: AsyncExitStack) -> Brake:
+    """Counting in Redis where the settings name one, which ``parts`` closes."""
+    redis = settings.redis
+    if redis.url is None:
+        return Brake(None)
+    fleet = RedisCounts(
+        redis_client(redis.url.get_secret_value()),
+        timeout_seconds=redis.timeout_seconds,
+        prefix=redis.prefix,
+    )
+    parts.push_async_callback(fleet.close)
+    return Brake(fleet, breaker_seconds=redis.breaker_seconds)
 
 
 def _url_key(settings: Settings) -> bytes:

@@ -33,6 +33,7 @@ from worker.types import Decoded, ImageFacts
 _START_SECONDS = 60.0  # Python, numpy and Pillow take 0.2 s; a cold disk much longer
 _HEADER_BYTES = 64 * 2**10  # a few hundred, and some more for each row
 _DETAIL_CHARACTERS = 500
+_PDQ = r"[0-9a-f]{64}"
 
 # Run by a fresh interpreter with the parent's own module path: forking a process with threads and
 # a model in it is unsafe, and multiprocessing would import the parent's main module again.
@@ -75,7 +76,7 @@ def read_header(header: bytes, task: Task, max_pixels: int) -> ImageFacts | Reje
         answer.sha256 == task.sha256
         and answer.bytes == len(task.body)
         and answer.media_type in MEDIA_TYPES
-        and re.fullmatch(r"[0-9a-f]{16}", answer.perceptual_hash)
+        and (answer.perceptual_hash is None or re.fullmatch(_PDQ, answer.perceptual_hash))
         and min(answer.width, answer.height) >= 1
         and answer.width * answer.height <= max_pixels
         and 1 <= len(answer.rows) <= task.plan.max_frames * task.plan.max_tiles

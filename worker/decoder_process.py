@@ -40,11 +40,12 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 class Allowance(NamedTuple):
     """What a child may use: ``memory_bytes`` beside the interpreter's own, ``timeout_seconds`` for
-    one image."""
+    one image; and whether it is to make perceptual hashes."""
 
     limits: Limits
     memory_bytes: int
     timeout_seconds: float
+    hashed: bool
 
 
 class Task(NamedTuple):
@@ -72,12 +73,12 @@ def main() -> None:
                 # a second barrier, for when the parent cannot watch the clock
                 allowed = math.ceil(time.process_time() + allowance.timeout_seconds) + 1
                 _lower(resource.RLIMIT_CPU, allowed)
-                _answer(parent, task, allowance.limits)
+                _answer(parent, task, allowance)
 
 
-def _answer(parent: socket.socket, task: Task, limits: Limits) -> None:
+def _answer(parent: socket.socket, task: Task, allowance: Allowance) -> None:
     try:
-        decoded = decode(*task, limits)
+        decoded = decode(*task, allowance.limits, hashed=allowance.hashed)
     except Unexaminable as rejected:
         rejection = {"code": rejected.code, "detail": rejected.detail}
         _say(parent, json.dumps(rejection).encode())

@@ -13,7 +13,9 @@ from worker.types import Embedding, EmbeddingKey, ImageFacts
 
 
 class EmbeddingFacts(Published):
-    perceptual_hash: str | None
+    perceptual_hash: str | None = Field(
+        pattern=r"^[0-9a-f]{64}$", description="PDQ, 256 bits in hex, of the first frame."
+    )
     media_type: str
     width: int
     height: int

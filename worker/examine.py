@@ -11,7 +11,8 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import replace
+from typing import NamedTuple, overload
 
 import numpy as np
 import structlog
@@ -20,12 +21,13 @@ from worker import telemetry
 from worker.batch_encoder import BatchEncoder
 from worker.cache import EmbeddingCache, UrlCache, are_unit
 from worker.errors import ErrorCode, Stage, Unexaminable
+from worker.examined import Examined, Outcome, Recognised, shared
 from worker.flights import Flights
 from worker.hosts import Hosts
+from worker.lists import NO_LISTS, Lists
 from worker.seams import Decoder, Encoder, Fetcher, TooLarge
 from worker.slots import PrioritySlots
 from worker.types import (
-    CacheTier,
     Embedding,
     EmbeddingKey,
     Float16Rows,
@@ -38,17 +40,17 @@ from worker.types import (
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Examined:
-    """An embedding, the tier that had it, and the milliseconds each stage took for it."""
-
-    embedding: Embedding
-    tier: CacheTier
-    timings_ms: dict[str, float] = field(default_factory=dict)
+class _Asked(NamedTuple):
+    plan: FramePlan
+    lists: Lists
+    priority: int
 
 
 class Examiner:
     """Examines images, each URL and each content once however many ask at the same time.
+
+    An image that is on one of an asker's ``lists`` is ``Recognised`` once it is decoded, and goes
+    no further. Only those who ask with equal lists are answered together.
 
     Memory: at most ``images_in_work`` images are between the start of their download and the end
     of their embedding, so at most ``images_in_work`` times the fetcher's byte cap is held in
@@ -96,9 +98,9 @@ class Examiner:
         self._low_slots = PrioritySlots(math.ceil(low_share * images_in_work))
         # Caches are asked inside the flights: an answer that was on its way when a flight landed
         # would say that there is nothing yet
-        self._by_url: Flights[tuple[str, str, str | None], Examined] = Flights()
-        self._by_content: Flights[EmbeddingKey, Examined] = Flights()
-        self._in_work: Flights[EmbeddingKey, Examined] = Flights()
+        self._by_url: Flights[tuple[str, str, str, str | None], Outcome] = Flights()
+        self._by_content: Flights[tuple[EmbeddingKey, str], Outcome] = Flights()
+        self._in_work: Flights[tuple[EmbeddingKey, str], Outcome] = Flights()
 
     async def run(self) -> None:
         """Runs the model's batches until cancelled."""
@@ -108,60 +110,101 @@ class Examiner:
             for flights in (self._by_url, self._by_content, self._in_work):
                 await flights.close()
 
+    @overload
     async def by_url(
         self, url: str, plan: FramePlan, *, sha256: str | None = None, priority: int = 0
-    ) -> Examined:
-        """Raises ``Unexaminable``. ``sha256`` is what the content must hash to."""
-        key = self._urls.keyed_hash(url), plan.digest, sha256
-        return _shared(
-            *await self._by_url.join(key, lambda: self._from_url(url, plan, sha256, priority))
-        )
+    ) -> Examined: ...
 
+    @overload
+    async def by_url(
+        self,
+        url: str,
+        plan: FramePlan,
+        *,
+        sha256: str | None = None,
+        priority: int = 0,
+        lists: Lists,
+    ) -> Outcome: ...
+
+    async def by_url(
+        self,
+        url: str,
+        plan: FramePlan,
+        *,
+        sha256: str | None = None,
+        priority: int = 0,
+        lists: Lists = NO_LISTS,
+    ) -> Outcome:
+        """Raises ``Unexaminable``. ``sha256`` is what the content must hash to."""
+        asked = _Asked(plan, lists, priority)
+        key = self._urls.keyed_hash(url), plan.digest, lists.digest, sha256
+        return shared(*await self._by_url.join(key, lambda: self._from_url(url, asked, sha256)))
+
+    @overload
     async def by_content(
         self, body: bytes, plan: FramePlan, *, sha256: str | None = None, priority: int = 0
-    ) -> Examined:
+    ) -> Examined: ...
+
+    @overload
+    async def by_content(
+        self,
+        body: bytes,
+        plan: FramePlan,
+        *,
+        sha256: str | None = None,
+        priority: int = 0,
+        lists: Lists,
+    ) -> Outcome: ...
+
+    async def by_content(
+        self,
+        body: bytes,
+        plan: FramePlan,
+        *,
+        sha256: str | None = None,
+        priority: int = 0,
+        lists: Lists = NO_LISTS,
+    ) -> Outcome:
         """Raises ``Unexaminable``. ``sha256`` is what the body must hash to."""
+        asked = _Asked(plan, lists, priority)
         key = self._key(_checked_digest(body, sha256), plan)
-        return _shared(
-            *await self._by_content.join(key, lambda: self._from_body(body, key, plan, priority))
+        return shared(
+            *await self._by_content.join(
+                (key, lists.digest), lambda: self._from_body(body, key, asked)
+            )
         )
 
-    async def _from_url(
-        self, url: str, plan: FramePlan, sha256: str | None, priority: int
-    ) -> Examined:
+    async def _from_url(self, url: str, asked: _Asked, sha256: str | None) -> Outcome:
         seen, tier = await self._urls.get(url) or (None, "none")
         fresh = seen and self._urls.fresh(seen) and sha256 in (None, seen.sha256)
         telemetry.CACHE_ANSWERS.labels("url", tier if fresh else "none").inc()
         # Asking whether it changed helps only where the answer "no" can be used
         useful = seen if seen and (fresh or seen.etag) else None
-        cached = await self._cached(self._key(useful.sha256, plan)) if useful else None
+        cached = (
+            await self._cached(self._key(useful.sha256, asked.plan), asked.lists)
+            if useful
+            else None
+        )
         if cached and fresh:
             return cached
         known = (useful, cached) if useful and cached else None
-        return await self._download(url, plan, sha256, priority, known)
+        return await self._download(url, asked, sha256, known)
 
-    async def _from_body(
-        self, body: bytes, key: EmbeddingKey, plan: FramePlan, priority: int
-    ) -> Examined:
-        if cached := await self._cached(key):
+    async def _from_body(self, body: bytes, key: EmbeddingKey, asked: _Asked) -> Outcome:
+        if cached := await self._cached(key, asked.lists):
             return cached
-        async with self._low_slot(priority), self._slots.hold(priority):
-            return await self._embed_once(body, key, plan, priority)
+        async with self._low_slot(asked.priority), self._slots.hold(asked.priority):
+            return await self._embed_once(body, key, asked)
 
     async def _download(
-        self,
-        url: str,
-        plan: FramePlan,
-        sha256: str | None,
-        priority: int,
-        known: tuple[Seen, Examined] | None,
-    ) -> Examined:
+        self, url: str, asked: _Asked, sha256: str | None, known: tuple[Seen, Outcome] | None
+    ) -> Outcome:
         """``known`` is what it served once, and may serve still."""
         timings: dict[str, float] = {}
         async with (
-            self._low_slot(priority),
+            self._low_slot(asked.priority),
             self._hosts.place(url) as place,
-            self._slots.hold(priority),
+            self._slots.hold(asked.priority),
         ):
             with _timed(Stage.FETCH, timings), place.attempt():
                 fetched = await self._fetcher.fetch(
@@ -177,29 +220,31 @@ class Examiner:
                 seen, cached = known
                 _check_digest(seen.sha256, sha256)
                 await self._urls.put(url, Seen(seen.sha256, seen.etag, time.time()))
-                return Examined(cached.embedding, cached.tier, timings)
+                return replace(cached, timings_ms=timings)
             digest = _checked_digest(fetched.body, sha256)
             await self._urls.put(url, Seen(digest, fetched.etag, time.time()))
-            examined = await self._embed_once(fetched.body, self._key(digest, plan), plan, priority)
-            return Examined(examined.embedding, examined.tier, timings | examined.timings_ms)
+            outcome = await self._embed_once(fetched.body, self._key(digest, asked.plan), asked)
+            return replace(outcome, timings_ms=timings | outcome.timings_ms)
 
-    async def _embed_once(
-        self, body: bytes, key: EmbeddingKey, plan: FramePlan, priority: int
-    ) -> Examined:
-        return _shared(
-            *await self._in_work.join(key, lambda: self._embed(body, key, plan, priority))
+    async def _embed_once(self, body: bytes, key: EmbeddingKey, asked: _Asked) -> Outcome:
+        return shared(
+            *await self._in_work.join(
+                (key, asked.lists.digest), lambda: self._embed(body, key, asked)
+            )
         )
 
-    async def _embed(
-        self, body: bytes, key: EmbeddingKey, plan: FramePlan, priority: int
-    ) -> Examined:
-        if cached := await self._cached(key):
+    async def _embed(self, body: bytes, key: EmbeddingKey, asked: _Asked) -> Outcome:
+        if cached := await self._cached(key, asked.lists):
             return cached
         timings: dict[str, float] = {}
         with _timed(Stage.DECODE, timings):
-            decoded = await self._decoder.decode(body, key.sha256, self._model.preprocess, plan)
+            decoded = await self._decoder.decode(
+                body, key.sha256, self._model.preprocess, asked.plan
+            )
+        if listed := asked.lists.match(decoded.facts.perceptual_hash):
+            return Recognised(listed, decoded.facts, "none", timings)
         with _timed(Stage.EMBED, timings):
-            rows = await self._encoder.encode(decoded.pixels, priority=priority)
+            rows = await self._encoder.encode(decoded.pixels, priority=asked.priority)
         embedding = Embedding(key, _as_kept(rows), decoded.facts)
         with _timed(Stage.PUBLISH, timings):
             await self._publish_and_cache(embedding)
@@ -214,10 +259,15 @@ class Examiner:
         else:
             await self._embeddings.put(embedding)
 
-    async def _cached(self, key: EmbeddingKey) -> Examined | None:
+    async def _cached(self, key: EmbeddingKey, lists: Lists) -> Outcome | None:
         hit = await self._embeddings.get(key)
         telemetry.CACHE_ANSWERS.labels("embedding", hit[1] if hit else "none").inc()
-        return Examined(*hit) if hit else None
+        if hit is None:
+            return None
+        embedding, tier = hit
+        if listed := lists.match(embedding.facts.perceptual_hash):
+            return Recognised(listed, embedding.facts, tier)
+        return Examined(embedding, tier)
 
     def _low_slot(self, priority: int) -> AbstractAsyncContextManager[None]:
         # Taken before the host's place: what waits for it would else hold those of a shared host
@@ -225,13 +275,6 @@ class Examiner:
 
     def _key(self, sha256: str, plan: FramePlan) -> EmbeddingKey:
         return EmbeddingKey(sha256, self._model.digest, plan.digest)
-
-
-def _shared(examined: Examined, joined: bool) -> Examined:
-    """What an asker is told who may have joined the flight of another."""
-    if not joined:
-        return examined
-    return Examined(examined.embedding, "in_flight" if examined.tier == "none" else examined.tier)
 
 
 def _as_kept(rows: Float32Rows) -> Float16Rows:

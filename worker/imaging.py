@@ -18,6 +18,7 @@ from PIL import Image
 from worker.colours import shown
 from worker.errors import ErrorCode, Stage, Unexaminable
 from worker.image_formats import format_of, reading
+from worker.perceptual import perceptual_hash
 from worker.types import Decoded, FramePlan, ImageFacts, PreprocessSpec
 from worker.views import padded, windows
 
@@ -32,9 +33,16 @@ class Limits:
 
 
 def decode(
-    body: bytes, sha256: str, spec: PreprocessSpec, plan: FramePlan, limits: Limits
+    body: bytes,
+    sha256: str,
+    spec: PreprocessSpec,
+    plan: FramePlan,
+    limits: Limits,
+    *,
+    hashed: bool = True,
 ) -> Decoded:
-    """Raises ``Unexaminable`` and ``MemoryError``. ``sha256`` is the hex digest of ``body``."""
+    """Raises ``Unexaminable`` and ``MemoryError``. ``sha256`` is the hex digest of ``body``; with
+    ``hashed`` the facts have a perceptual hash, if there is one."""
     format_ = format_of(body)
     with reading(body, format_):
         image = Image.open(io.BytesIO(body), formats=(format_,))
@@ -42,7 +50,7 @@ def decode(
     _check_pixels(image.size, frames, limits.max_total_pixels)
     pixels, rows = [], []
     left = limits.max_total_pixels
-    size, fingerprint = (0, 0), ""
+    size, fingerprint = (0, 0), None
     for frame in _spread(frames, plan.max_frames):
         with reading(body, format_):
             image.seek(frame)  # the first one too: an HEIC opens at its primary picture
@@ -52,7 +60,9 @@ def decode(
             image.load()
             picture = shown(image)
             if not frame:
-                size, fingerprint = picture.size, _difference_hash(picture)
+                size = picture.size
+                # of the whole picture, not of what the model sees of it: the same for all models
+                fingerprint = perceptual_hash(picture) if hashed else None
             for window in windows(picture, spec, plan):
                 pixels.append(np.asarray(padded(window.convert("RGB"), spec)))
                 rows.append(frame)
@@ -83,13 +93,3 @@ def _check_pixels(size: tuple[int, int], frames: int, allowed: int) -> None:
             Stage.DECODE,
             f"{width} × {height} pixels × {frames} frames; at most {allowed} are decoded",
         )
-
-
-def _difference_hash(picture: Image.Image) -> str:
-    """64 bits in hex: whether brightness rises from left to right, on a grid of 9 × 8.
-
-    Of the whole picture rather than of what the model sees, so that it is the same for all models.
-    """
-    small = picture.resize((9, 8), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    grey = np.asarray(small.convert("RGB").convert("L"))
-    return np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes().hex()

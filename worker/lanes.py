@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from worker.answers import Answerer, AnswerTopics
+from worker.brake import Brake
 from worker.delivery import AtLeastOnce, Delivery, ExactlyOnce
 from worker.examine import Examiner
 from worker.judge import Judge
@@ -35,6 +36,7 @@ class Judging:
     examiner: Examiner
     policies: PolicyStore
     model: ModelInfo
+    brake: Brake
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,7 @@ def _answerer(
             model=judging.model,
             worker=settings.worker,
             priority=lane.priority,
+            brake=judging.brake,
         ),
         publisher=publisher,
         topics=AnswerTopics(kafka.verdicts_topic, kafka.dead_letters_topic),

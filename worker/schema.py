@@ -11,7 +11,7 @@ import base64
 import binascii
 import json
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID, uuid5
 
 from pydantic import (
@@ -67,20 +67,25 @@ Base64 = Annotated[
 _VERDICTS = UUID("6a6c1d3e-9d0c-5b53-9f62-5f1f6f0c9a11")
 
 
-class _Message(BaseModel):
+class Received(BaseModel):
+    """What others write; unknown fields are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Published(_Message):
+M = TypeVar("M", bound=Received)
+
+
+class Published(BaseModel):
     """What we write; read leniently, so that an older reader takes a newer writer's fields."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
 
 # ---------------------------------------------------------------- requests
 
 
-class Request(_Message):
+class Request(Received):
     """One image to be moderated. Exactly one of ``url`` and ``data`` says which.
 
     The key of its record should be ``item_id``: verdicts carry it on.
@@ -127,6 +132,11 @@ class Request(_Message):
 
 def parse_request(value: bytes | None, *, max_bytes: int) -> Request:
     """Raises ``Malformed``, whose detail names fields but quotes no values."""
+    return parse_strictly(Request, value, max_bytes=max_bytes)
+
+
+def parse_strictly(kind: type[M], value: bytes | None, *, max_bytes: int) -> M:
+    """What others write. Raises ``Malformed``, whose detail names fields but quotes no values."""
     if not value:
         raise Malformed(MalformedReason.EMPTY, "the record has no value")
     if len(value) > max_bytes:
@@ -134,12 +144,12 @@ def parse_request(value: bytes | None, *, max_bytes: int) -> Request:
             MalformedReason.TOO_LARGE, f"{len(value)} bytes; at most {max_bytes} are taken"
         )
     try:
-        return Request.model_validate_json(value)
+        return kind.model_validate_json(value)
     except ValidationError as error:
-        raise _malformed(error) from None
+        raise _malformed(error, kind.__name__.lower()) from None
 
 
-def _malformed(error: ValidationError) -> Malformed:
+def _malformed(error: ValidationError, whole: str) -> Malformed:
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     if problems[0]["type"] == "json_invalid":
         return Malformed(MalformedReason.NOT_JSON, "the value is not JSON")
@@ -151,7 +161,7 @@ def _malformed(error: ValidationError) -> Malformed:
             )
     # An unknown field's name is the producer's text: cap it, and never quote a value
     told = "; ".join(
-        f"{'.'.join(str(part)[:64] for part in problem['loc']) or 'request'}: {problem['msg']}"
+        f"{'.'.join(str(part)[:64] for part in problem['loc']) or whole}: {problem['msg']}"
         for problem in problems[:5]
     )
     return Malformed(MalformedReason.INVALID, told)

@@ -4,7 +4,7 @@ contract tests."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from worker.types import (
     Decoded,
@@ -159,5 +159,45 @@ class Store(Protocol):
     async def put(self, items: Iterable[tuple[str, bytes, float]]) -> None: ...
 
     async def delete(self, keys: Sequence[str]) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class Window(NamedTuple):
+    """Whose requests are counted together, and over how long."""
+
+    policy: str
+    tenant: str | None
+    per_seconds: float
+
+
+class Counted(NamedTuple):
+    """A request, by a digest of its id; ``at`` is in seconds since the epoch."""
+
+    window: Window
+    request: bytes
+    blocked: bool
+    at: float
+
+
+class Counts(NamedTuple):
+    """Distinct requests, and those among them that would be blocked."""
+
+    requests: int
+    blocked: int
+
+
+class CountsAway(Exception):
+    """The fleet's counts are not to be had now. Whether what was sent is among them is not
+    known."""
+
+
+class FleetCounts(Protocol):
+    async def exchange(
+        self, added: Sequence[Counted], asked: Sequence[Window], now: float
+    ) -> Sequence[Counts]:
+        """Adds, and then counts each of the windows that end ``now``, to within a twelfth of its
+        length. Raises ``CountsAway``."""
+        ...
 
     async def close(self) -> None: ...

@@ -50,6 +50,8 @@ class KafkaSettings(Section):
     """Requests that wait for all others: read where this is set."""
     embeddings_topic: str = "moderation.embeddings"
     """What is kept of each image."""
+    feedback_topic: str = "moderation.feedback"
+    """What people decided: read by `imagewarden feedback`, and by no worker."""
     session_timeout_seconds: PositiveFloat = 30.0
     """How long a worker may be silent before its partitions go to another."""
     request_max_bytes: PositiveInt = 1_000_000
@@ -147,6 +149,9 @@ class DecodeSettings(Section):
     """Address space a child may take beyond the interpreter's own."""
     max_pixels: PositiveInt = 50_000_000
     """Width times height of one frame; larger images are not decoded."""
+    perceptual_hash: bool = True
+    """PDQ, in verdicts and for the `lists` of policies, where pdqhash is installed; about 2 ms of
+    processor time for an image."""
 
 
 class ModelSettings(Section):

@@ -91,6 +91,19 @@ class MemoryStore:
         self._entries.clear()
 
 
+def redis_client(url: str) -> Redis:
+    """For callers that limit the time of a whole round trip, and try again themselves. Raises
+    ``ValueError`` for a URL that is none of Redis."""
+    # Protocol 2, because with 3 it does not notice that a pooled connection died
+    return Redis.from_url(
+        url,
+        protocol=2,
+        socket_timeout=None,
+        socket_connect_timeout=None,
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
 class RedisStore:
     """Redis, or a server that speaks as it does. An outage is a miss, and soon a fast one.
 
@@ -116,15 +129,7 @@ class RedisStore:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Raises ``ValueError`` for a URL that is none of Redis."""
-        # One time limit around a whole round trip replaces the client's own ones, and the breaker
-        # its retries. Protocol 2, because with 3 it does not notice that a pooled connection died.
-        self._redis = Redis.from_url(
-            url,
-            protocol=2,
-            socket_timeout=None,
-            socket_connect_timeout=None,
-            retry=Retry(NoBackoff(), 0),
-        )
+        self._redis = redis_client(url)
         self._timeout_seconds = timeout_seconds
         self._prefix = prefix
         self._reads: _Lane[str, bytes | None] = _Lane(

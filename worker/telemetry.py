@@ -1,4 +1,4 @@
-"""Every metric, the log set-up, and the HTTP endpoints ``/metrics``, ``/livez``, ``/readyz``.
+"""Every metric.
 
 Names follow the Prometheus rules: base units (seconds, bytes), counters end in ``_total``. Every
 label's values come from a closed set or from the policy files; nothing a producer writes becomes a
@@ -7,18 +7,7 @@ label.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass
-from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
-
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, make_wsgi_app
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from wsgiref.types import StartResponse, WSGIEnvironment
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 REGISTRY = CollectorRegistry(auto_describe=True)
 
@@ -64,6 +53,12 @@ FAIL_OPEN = Counter(
     "imagewarden_fail_open",
     "Verdicts that allow an image nobody examined, because the policy's on_error says so.",
     ["policy"],
+    registry=REGISTRY,
+)
+SHADOW = Counter(
+    "imagewarden_shadow",
+    "Verdicts by what the enforced categories decided, and what one on trial would have said.",
+    ["policy", "category", "enforced", "shadow"],
     registry=REGISTRY,
 )
 STAGE_SECONDS = Histogram(
@@ -183,73 +178,87 @@ POLICY_INFO = Gauge(
     ["policy", "version", "digest"],
     registry=REGISTRY,
 )
+FEEDBACK_PRECISION = Gauge(
+    "imagewarden_feedback_precision",
+    "Of the images that got the action or a severer one, the share that shows the category by "
+    "what people said (`imagewarden feedback` alone, as all of feedback).",
+    ["policy", "category", "action"],
+    registry=REGISTRY,
+)
+FEEDBACK_PRECISION_LOW = Gauge(
+    "imagewarden_feedback_precision_low",
+    "Lower end of the precision's 95 % interval.",
+    ["policy", "category", "action"],
+    registry=REGISTRY,
+)
+FEEDBACK_PRECISION_HIGH = Gauge(
+    "imagewarden_feedback_precision_high",
+    "Upper end of the precision's 95 % interval.",
+    ["policy", "category", "action"],
+    registry=REGISTRY,
+)
+FEEDBACK_RECALL = Gauge(
+    "imagewarden_feedback_recall",
+    "Of the images that show the category by what people said, the share that got the action or a "
+    "severer one. Absent where people looked at none that was allowed.",
+    ["policy", "category", "action"],
+    registry=REGISTRY,
+)
+FEEDBACK_RECALL_LOW = Gauge(
+    "imagewarden_feedback_recall_low",
+    "Lower end of the recall's 95 % interval.",
+    ["policy", "category", "action"],
+    registry=REGISTRY,
+)
+FEEDBACK_RECALL_HIGH = Gauge(
+    "imagewarden_feedback_recall_high",
+    "Upper end of the recall's 95 % interval.",
+    ["policy", "category", "action"],
+    registry=REGISTRY,
+)
+FEEDBACK_JUDGED = Gauge(
+    "imagewarden_feedback_judged",
+    "Images that people looked at, by what the category had said of them and whether they show it.",
+    ["policy", "category", "action", "shows"],
+    registry=REGISTRY,
+)
+FEEDBACK_UNMATCHED = Gauge(
+    "imagewarden_feedback_unmatched",
+    "Feedback that no verdict in memory says anything to.",
+    registry=REGISTRY,
+)
+FEEDBACK_MALFORMED = Counter(
+    "imagewarden_feedback_malformed",
+    "Records on the feedback topic that are no feedback, by reason.",
+    ["reason"],
+    registry=REGISTRY,
+)
+LISTED = Counter(
+    "imagewarden_listed",
+    "Verdicts by one of the policy's lists of hashes, with no model asked.",
+    ["policy", "list", "action"],
+    registry=REGISTRY,
+)
+BRAKED = Counter(
+    "imagewarden_braked",
+    "Verdicts to review that would have been to block, but for the policy's max_block_rate.",
+    ["policy"],
+    registry=REGISTRY,
+)
+BRAKES_ENGAGED = Gauge(
+    "imagewarden_brakes_engaged",
+    "Tenants that block is review for now, as too many of their requests would be blocked.",
+    ["policy"],
+    registry=REGISTRY,
+)
+BRAKE_LOCAL = Gauge(
+    "imagewarden_brake_local",
+    "1 while max_block_rate is held by this worker's requests alone: Redis is away, or none is "
+    "set.",
+    registry=REGISTRY,
+)
 MODEL_INFO = Info("imagewarden_model", "The model that embeds.", registry=REGISTRY)
 BUILD_INFO = Info("imagewarden_build", "The version that runs.", registry=REGISTRY)
 READY = Gauge(
     "imagewarden_ready", "1 once a canary image went through the model.", registry=REGISTRY
 )
-
-
-# ---------------------------------------------------------------- endpoints
-
-
-@dataclass(frozen=True)
-class Health:
-    """Answers of a probe: well or not, and a sentence why."""
-
-    well: bool
-    reason: str
-
-
-class _QuietHandler(WSGIRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        """Probes come every few seconds; their lines would drown the requests'."""
-
-
-class _ThreadingServer(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-
-class Endpoints:
-    """Serves ``/metrics``, ``/livez`` and ``/readyz`` from a thread of its own, so that they answer
-    while the event loop is busy, and can say so when it is stuck.
-
-    ``port`` 0 takes a free one; ``address`` says which. Probes answer 200 or 503, and a sentence.
-    """
-
-    def __init__(
-        self, host: str, port: int, *, live: Callable[[], Health], ready: Callable[[], Health]
-    ) -> None:
-        metrics = make_wsgi_app(REGISTRY)
-        probes = {"/livez": live, "/readyz": ready}
-
-        def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-            path = environ.get("PATH_INFO", "")
-            if path == "/metrics":
-                rendered: Iterable[bytes] = metrics(environ, start_response)
-                return rendered
-            if (probe := probes.get(path)) is None:
-                start_response("404 Not Found", [("Content-Type", "text/plain")])
-                return [b"try /metrics, /livez or /readyz\n"]
-            health = probe()
-            status = "200 OK" if health.well else "503 Service Unavailable"
-            start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
-            return [health.reason.encode() + b"\n"]
-
-        self._server = make_server(
-            host, port, app, server_class=_ThreadingServer, handler_class=_QuietHandler
-        )
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, name="endpoints", daemon=True
-        )
-        self._thread.start()
-
-    @property
-    def address(self) -> str:
-        host, port = self._server.server_address[:2]
-        return f"{host!s}:{port}"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()

@@ -29,7 +29,8 @@ def _digest_of_fields(value: PreprocessSpec | FramePlan) -> str:
 
 
 @lru_cache(maxsize=64)
-def _digest_of_model(weights: str, preprocess: str, precision: str) -> str:
+def digest_of_model(weights: str, preprocess: str, precision: str) -> str:
+    """What ``ModelInfo.digest`` is, from the digests of the two and the precision."""
     return digest_of({"weights": weights, "preprocess": preprocess, "precision": precision})
 
 
@@ -121,12 +122,12 @@ class ModelInfo:
     @property
     def space(self) -> str:
         """Digest of what an embedding means, whatever precision it was computed in."""
-        return _digest_of_model(self.weights_digest, self.preprocess.digest, "any")
+        return digest_of_model(self.weights_digest, self.preprocess.digest, "any")
 
     @property
     def digest(self) -> str:
         """Equal digests mean comparable embeddings."""
-        return _digest_of_model(self.weights_digest, self.preprocess.digest, self.precision)
+        return digest_of_model(self.weights_digest, self.preprocess.digest, self.precision)
 
 
 # ---------------------------------------------------------------- images

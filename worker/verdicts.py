@@ -9,16 +9,18 @@ from typing import Any, cast
 from uuid import UUID
 
 from worker.errors import Malformed, Stage, Unexaminable
-from worker.examine import Examined
+from worker.examined import Examined, Recognised
 from worker.policy import Policy
 from worker.schema import (
     DEAD_LETTER_HEADER,
     Action,
+    BrakeRef,
     CategoryVerdict,
     Coordinates,
     DeadLetter,
     ErrorRef,
     ImageRef,
+    ListRef,
     ModelRef,
     PolicyRef,
     Request,
@@ -27,7 +29,7 @@ from worker.schema import (
     verdict_id,
 )
 from worker.score import CategoryScore, Decided
-from worker.types import Message, ModelInfo, Record
+from worker.types import ImageFacts, Message, ModelInfo, Record
 
 #: W3C trace context of the request, carried on by its verdict.
 TRACE_HEADERS = frozenset({"traceparent", "tracestate"})
@@ -47,6 +49,7 @@ def build_verdict(
     supersedes: UUID | None = None,
 ) -> Verdict:
     """Of an image that was examined."""
+    facts = examined.embedding.facts
     decision = decided.decision.value
     return _verdict(
         request,
@@ -54,15 +57,44 @@ def build_verdict(
         model,
         worker,
         supersedes=supersedes,
-        seen=examined.embedding.key.sha256,
+        seen=facts.sha256,
         status="ok",
         decision=decision,
         action=decision,
         categories=_categories(decided.categories),
         shadow=_categories(decided.shadow),
-        image=_image(examined, decided),
+        image=_image(facts, scored=len(set(facts.rows)), worst_frame=facts.rows[decided.worst_row]),
         cache=examined.tier,
         timings_ms={**examined.timings_ms, "total": total_ms},
+    )
+
+
+def listed_verdict(
+    request: Request,
+    recognised: Recognised,
+    policy: Policy,
+    model: ModelInfo,
+    worker: str,
+    total_ms: float,
+    supersedes: UUID | None = None,
+) -> Verdict:
+    """Of an image that one of the policy's lists settles."""
+    listed = recognised.listed
+    action = cast(Action, listed.action.value)
+    return _verdict(
+        request,
+        policy,
+        model,
+        worker,
+        supersedes=supersedes,
+        seen=recognised.facts.sha256,
+        status="ok",
+        decision=action,
+        action=action,
+        listed=ListRef(id=listed.id, action=action, distance=listed.distance),
+        image=_image(recognised.facts, scored=0, worst_frame=0),
+        cache=recognised.tier,
+        timings_ms={**recognised.timings_ms, "total": total_ms},
     )
 
 
@@ -128,8 +160,33 @@ def _verdict(
     )
 
 
-def _image(examined: Examined, decided: Decided) -> ImageRef:
-    facts = examined.embedding.facts
+def braked(verdict: Verdict, brake: BrakeRef, model: ModelInfo) -> Verdict:
+    """What is to be blocked is reviewed. An undetermined decision stays one, and only its action
+    changes."""
+    decision = "review" if verdict.decision == "block" else verdict.decision
+    if verdict.image is not None:
+        seen = verdict.image.sha256
+    else:
+        assert verdict.error is not None, "an image that was not examined has an error"
+        seen = verdict.error.code.value
+    return verdict.model_copy(
+        update={
+            "verdict_id": verdict_id(
+                request_id=verdict.request_id,
+                policy_digest=verdict.policy.digest,
+                model_digest=model.digest,
+                seen=seen,
+                decision=decision,
+                action="review",
+            ),
+            "decision": decision,
+            "action": "review",
+            "brake": brake,
+        }
+    )
+
+
+def _image(facts: ImageFacts, *, scored: int, worst_frame: int) -> ImageRef:
     return ImageRef(
         sha256=facts.sha256,
         perceptual_hash=facts.perceptual_hash,
@@ -138,8 +195,8 @@ def _image(examined: Examined, decided: Decided) -> ImageRef:
         height=facts.height,
         bytes=facts.bytes,
         frames=facts.frames,
-        frames_scored=len(set(facts.rows)),
-        worst_frame=facts.rows[decided.worst_row],
+        frames_scored=scored,
+        worst_frame=worst_frame,
     )
 
 
@@ -152,8 +209,10 @@ def _categories(scores: Iterable[CategoryScore]) -> tuple[CategoryVerdict, ...]:
             margin=score.margin,
             threshold=score.threshold,
             action=cast(Action, score.action.value),
+            severity=score.severity,
             loudest_for=score.loudest_for,
             loudest_against=score.loudest_against,
+            dampened_by=score.dampened_by,
             calibrated=score.calibrated,
         )
         for score in scores
@@ -169,7 +228,8 @@ def deciding(verdict: Verdict) -> CategoryVerdict | None:
     def closeness(category: CategoryVerdict) -> float:
         return category.probability - (1.0 if category.threshold is None else category.threshold)
 
-    severest = [c for c in verdict.categories if c.action == verdict.decision]
+    decision = verdict.brake.would_have_been if verdict.brake else verdict.decision
+    severest = [c for c in verdict.categories if c.action == decision]
     return max(severest or verdict.categories, key=closeness, default=None)
 
 

@@ -1,4 +1,4 @@
-"""What every store holds to, on memory and on a real server; and what outages of it look like."""
+"""What every store holds to, in memory, on disk and on a server; and what its outages look like."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import redis
 from structlog.testing import capture_logs
 
 from tests.contract.redis_server import Server
+from worker.authoring.disk_store import DiskStore
 from worker.cache import EmbeddingCache, Stores, UrlCache
 from worker.embedded import embedded_redis
 from worker.embedding_format import encode_embedding, parse_embedding
@@ -27,7 +29,7 @@ KEY = EmbeddingKey("ab" * 32, digest_of("model"), digest_of("plan"))
 EMBEDDING = Embedding(
     KEY,
     np.full((1, 4), 0.5, np.float16),
-    ImageFacts(KEY.sha256, "0f" * 8, "image/png", 1, 1, 70, 1, (0,)),
+    ImageFacts(KEY.sha256, "0f" * 32, "image/png", 1, 1, 70, 1, (0,)),
 )
 
 
@@ -62,11 +64,18 @@ async def redis_store(redis_url: str, admin: redis.Redis) -> AsyncIterator[Redis
     await store.close()
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture
+async def disk_store(tmp_path: Path) -> AsyncIterator[DiskStore]:
+    store = DiskStore(tmp_path / "cache.sqlite")
+    yield store
+    await store.close()
+
+
+@pytest.fixture(params=["memory", "disk", "redis"])
 def store(request: pytest.FixtureRequest) -> Store:
-    found: Store = (
-        MemoryStore() if request.param == "memory" else request.getfixturevalue("redis_store")
-    )
+    if request.param == "memory":
+        return MemoryStore()
+    found: Store = request.getfixturevalue(f"{request.param}_store")
     return found
 
 

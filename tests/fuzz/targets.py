@@ -226,7 +226,7 @@ TARGETS = {
         (
             b'{"sha256":"' + b"a" * 64 + b'","model_digest":"sha256:' + b"b" * 64 + b'",'
             b'"plan_digest":"sha256:' + b"c" * 64 + b'","dimension":2,"values":"ADwAPA==",'
-            b'"facts":{"perceptual_hash":"0","media_type":"image/png","width":1,"height":1,'
+            b'"facts":{"perceptual_hash":null,"media_type":"image/png","width":1,"height":1,'
             b'"bytes":1,"frames":1,"rows":[0]}}',
         ),
     ),

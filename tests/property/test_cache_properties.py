@@ -42,7 +42,7 @@ async def test_an_embedding_comes_back_bit_for_bit(
     of_rows = tuple(
         frames.draw(st.lists(st.integers(0, 99), min_size=len(rows), max_size=len(rows)))
     )
-    facts = ImageFacts(sha256, "0" * 16, "image/gif", 640, 480, 12_345, 100, of_rows)
+    facts = ImageFacts(sha256, "0" * 64, "image/gif", 640, 480, 12_345, 100, of_rows)
     key = EmbeddingKey(sha256, digest_of("model"), digest_of("plan"))
     cache = EmbeddingCache(
         [("memory", MemoryStore())],
@@ -100,7 +100,7 @@ async def test_a_value_is_believed_only_if_it_is_byte_for_byte_what_was_put(
         clock=lambda: 0,
     )
     key = EmbeddingKey("ab" * 32, digest_of("model"), digest_of("plan"))
-    facts = ImageFacts(key.sha256, "0" * 16, "image/gif", 640, 480, 9, 9, tuple(range(len(rows))))
+    facts = ImageFacts(key.sha256, "0" * 64, "image/gif", 640, 480, 9, 9, tuple(range(len(rows))))
     await embeddings.put(Embedding(key, rows, facts))
     await urls.put("http://a/", Seen(key.sha256, None, 0))
     before = dict(store.values)

@@ -13,7 +13,8 @@ from tests.fakes_images import FakeDecoder, FakeFetcher
 from worker.cache import EmbeddingCache, UrlCache
 from worker.embedding_format import encode_embedding, parse_embedding
 from worker.errors import ErrorCode, Unexaminable
-from worker.examine import Examined, Examiner
+from worker.examine import Examiner
+from worker.examined import Examined
 from worker.hosts import Hosts
 from worker.stores import MemoryStore
 from worker.types import Embedding, Fetched, FramePlan

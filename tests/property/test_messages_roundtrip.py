@@ -161,7 +161,7 @@ def embeddings(draw: st.DrawFn) -> Embedding:
     fresh /= np.linalg.norm(fresh, axis=1, keepdims=True)
     sha256 = draw(HEX)
     frames = tuple(draw(st.lists(COUNTS, min_size=count, max_size=count)))
-    facts = ImageFacts(sha256, draw(st.text()), draw(st.text()), 3, 4, 5, 6, frames)
+    facts = ImageFacts(sha256, draw(st.none() | HEX), draw(st.text()), 3, 4, 5, 6, frames)
     key = EmbeddingKey(sha256, draw(DIGESTS), draw(DIGESTS))
     return Embedding(key, fresh.astype(np.float16), facts)
 

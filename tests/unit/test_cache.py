@@ -54,7 +54,7 @@ def embedding(key: EmbeddingKey = KEY, rows: int = 2, dimension: int = DIMENSION
     return Embedding(
         key,
         (numbers / np.linalg.norm(numbers, axis=1, keepdims=True)).astype(np.float16),
-        ImageFacts(key.sha256, "0f" * 8, "image/gif", 3, 2, 99, 7, tuple(range(rows))),
+        ImageFacts(key.sha256, "0f" * 32, "image/gif", 3, 2, 99, 7, tuple(range(rows))),
     )
 
 

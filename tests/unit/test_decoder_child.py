@@ -43,7 +43,7 @@ from worker.decoder_process import HEADER_LENGTH
 
 honest = decoder_process._answer
 
-def answer(parent, task, limits):
+def answer(parent, task, allowance):
     def tell(what):
         rejection = {{"code": "undecodable", "detail": str(what)}}
         decoder_process._say(parent, json.dumps(rejection).encode())
@@ -52,7 +52,7 @@ def answer(parent, task, limits):
     if exploit:
         exec(exploit, {{**globals(), **locals()}})
     else:
-        honest(parent, task, limits)
+        honest(parent, task, allowance)
 
 decoder_process._answer = answer
 sys.argv = [sys.argv[0], sys.argv[-1]]
@@ -130,7 +130,7 @@ async def test_what_is_told_to_people_is_of_limited_length() -> None:
 TASK = Task(b"four", "5a" * 32, SPEC, PLAN)
 HONEST = {
     "sha256": TASK.sha256,
-    "perceptual_hash": "0123456789abcdef",
+    "perceptual_hash": "0123456789abcdef" * 4,
     "media_type": "image/gif",
     "width": 40,
     "height": 30,
@@ -149,12 +149,20 @@ def test_honest_facts_are_read_as_they_are() -> None:
     assert {name: getattr(facts, name) for name in HONEST} == {**HONEST, "rows": (0, 4, 11)}
 
 
+def test_image_may_have_no_perceptual_hash() -> None:
+    facts = read({**HONEST, "perceptual_hash": None})
+    assert isinstance(facts, ImageFacts)
+    assert facts.perceptual_hash is None
+
+
 @pytest.mark.parametrize(
     "lie",
     [
         {"sha256": "00" * 32},
         {"bytes": 5},
-        {"perceptual_hash": "0123456789ABCDEF\n"},
+        {"perceptual_hash": "0123456789ABCDEF" * 4},
+        {"perceptual_hash": "0123456789abcdef" * 4 + "\n"},
+        {"perceptual_hash": "0123456789abcdef"},
         {"perceptual_hash": ""},
         {"media_type": "text/html"},
         {"width": 0},

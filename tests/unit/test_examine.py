@@ -6,6 +6,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +17,23 @@ from tests.fakes_images import FakeDecoder, FakeFetcher, not_found
 from worker.cache import EmbeddingCache, Stores, UrlCache
 from worker.embedding_format import encode_embedding, parse_embedding
 from worker.errors import ErrorCode, Unexaminable
-from worker.examine import Examined, Examiner
+from worker.examine import Examiner
+from worker.examined import Examined, Recognised
 from worker.hosts import Hosts
+from worker.lists import NO_LISTS, Listed, Lists
+from worker.policy import Decision, HashList
 from worker.seams import TooLarge
 from worker.stores import MemoryStore
 from worker.telemetry import REGISTRY
-from worker.types import Embedding, EmbeddingKey, Fetched, Float32Rows, FramePlan, Pixels
+from worker.types import (
+    Embedding,
+    EmbeddingKey,
+    Fetched,
+    Float32Rows,
+    FramePlan,
+    Pixels,
+    digest_of,
+)
 
 PLAN = FramePlan()
 URL = "http://images.test/a.jpg"
@@ -690,3 +702,91 @@ async def test_stopping_ends_what_still_runs() -> None:
         await asyncio.gather(running, asking, return_exceptions=True)
     assert asking.cancelled()
     assert bench.fetcher.active == 0
+
+
+# ---------------------------------------------------------------- lists of hashes
+
+HASH = "0f" * 32
+
+
+def lists(action: Decision = Decision.BLOCK, *, of: str = HASH, id: str = "known") -> Lists:
+    return Lists([HashList(id, action, 31, "f", digest_of([of]), frozenset({of}))])
+
+
+def listing_bench(**options: Any) -> Bench:
+    """Of a bench whose red image has ``HASH``."""
+    bench = bench_of(**options)
+    bench.decoder.hashes[b"red"] = HASH
+    bench.serve(URL, b"red")
+    return bench
+
+
+async def test_image_on_a_list_is_recognised_and_the_model_is_not_asked() -> None:
+    bench = listing_bench()
+    with bench.running():
+        outcome = await bench.examiner.by_url(URL, PLAN, lists=lists())
+    assert isinstance(outcome, Recognised)
+    assert outcome.listed == Listed("known", Decision.BLOCK, 0)
+    assert outcome.facts.sha256 == sha256(b"red")
+    assert outcome.tier == "none"
+    assert outcome.timings_ms.keys() == {"fetch", "decode"}
+    assert (bench.encoder.images, bench.kept) == ([], [])
+    assert not await bench.cached(b"red")
+
+
+async def test_image_on_no_list_is_examined() -> None:
+    bench = listing_bench()
+    with bench.running():
+        outcome = await bench.examiner.by_url(URL, PLAN, lists=lists(of="f0" * 32))
+    assert isinstance(outcome, Examined)
+
+
+async def test_image_whose_embedding_is_cached_is_recognised_by_what_is_cached() -> None:
+    bench = listing_bench()
+    with bench.running():
+        await bench.examiner.by_url(URL, PLAN)
+        by_url = await bench.examiner.by_url(URL, PLAN, lists=lists())
+        by_content = await bench.examiner.by_content(b"red", PLAN, lists=lists())
+    for outcome in (by_url, by_content):
+        assert isinstance(outcome, Recognised)
+        assert outcome.tier == "memory"
+    assert (len(bench.fetcher.asked), len(bench.decoder.decoded)) == (1, 1)
+
+
+async def test_unchanged_content_is_recognised_by_what_is_cached() -> None:
+    bench = listing_bench(ttl_seconds=1e-9)
+    bench.serve(URL, b"red", "one")
+    with bench.running():
+        await bench.examiner.by_url(URL, PLAN)
+        outcome = await bench.examiner.by_url(URL, PLAN, lists=lists())
+    assert isinstance(outcome, Recognised)
+    assert bench.fetcher.asked == [(URL, None), (URL, "one")]
+    assert len(bench.decoder.decoded) == 1
+
+
+async def test_those_who_ask_at_once_with_other_lists_get_each_what_theirs_say() -> None:
+    bench = listing_bench()
+    gate = bench.fetcher.hold(URL)
+    wishes = [lists(), lists(Decision.ALLOW), NO_LISTS, lists()]
+    with bench.running():
+        asking = [
+            asyncio.create_task(bench.examiner.by_url(URL, PLAN, lists=wish)) for wish in wishes
+        ]
+        await settle()
+        gate.set()
+        outcomes = await asyncio.gather(*asking)
+        inline = await asyncio.gather(
+            *(bench.examiner.by_content(b"blue", PLAN, lists=wish) for wish in wishes)
+        )
+    said = [one.listed.action if isinstance(one, Recognised) else None for one in outcomes]
+    assert said == [Decision.BLOCK, Decision.ALLOW, None, Decision.BLOCK]
+    assert len(bench.fetcher.asked) == 3  # equal lists are answered together
+    assert [outcome.tier for outcome in outcomes].count("in_flight") == 1
+    assert all(isinstance(one, Examined) for one in inline)
+
+
+async def test_recognised_image_gives_its_place_back() -> None:
+    bench = listing_bench(images_in_work=1)
+    with bench.running():
+        for _ in range(3):
+            await bench.examiner.by_url(URL, PLAN, lists=lists())

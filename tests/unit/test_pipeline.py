@@ -15,6 +15,7 @@ from tests.fakes_broker import FakePublisher
 from tests.fakes_images import FakeFetcher, not_found
 from tests.policy_factory import category, policy_bytes
 from tests.rig import DEAD, FIRST, REQUESTS, VERDICTS, World, letter_of, metric, until
+from worker.brake import Brake
 from worker.errors import ErrorCode, MalformedReason
 from worker.types import Fetched, Headers, Message, NotModified, TopicPartition
 
@@ -403,3 +404,117 @@ async def test_what_finishes_after_its_partition_was_lost_counts_no_more(world: 
     rig.source.assign([FIRST])  # ours again: it is read again, and its verdict is a repeat
     await until(lambda: rig.committed() == 1)
     assert [verdict.verdict_id for verdict in rig.all_verdicts()] == [first.verdict_id] * 2
+
+
+# ---------------------------------------------------------------- lists and brakes
+
+HASH = "0f" * 32
+
+
+def listing(world: World, action: str, *, id: str = "listing", **keys: Any) -> bytes:
+    """A policy whose list has the hash of red images."""
+    pytest.importorskip("pdqhash", reason="pdqhash is not installed: lists are refused")
+    world.decoder.hashes[b"red"] = HASH
+    (world.folder / "known.txt").write_text(f"# known\n{HASH}\n")
+    lists = [{"id": "known", "file": "known.txt", "action": action}]
+    return policy_bytes(category(), id=id, lists=lists, **keys)
+
+
+async def test_image_on_a_list_is_settled_by_it_and_counted(world: World) -> None:
+    policy = listing(world, "block", id="lists-block")
+    world.ask("a")
+    world.ask("b", b"blue")
+    rig = await world.start(policies=[policy])
+    verdict = await rig.verdict("a")
+    assert (verdict.decision, verdict.action, verdict.categories) == ("block", "block", ())
+    assert verdict.listed is not None
+    assert (verdict.listed.id, verdict.listed.distance) == ("known", 0)
+    assert (await rig.verdict("b")).listed is None
+    await until(lambda: rig.committed() == 2)
+    assert metric("listed_total", policy="lists-block", list="known", action="block") == 1
+
+
+async def test_policies_with_other_lists_judge_one_image_at_once_each_by_its_own(
+    world: World,
+) -> None:
+    policies = [
+        listing(world, "block", id="blocks"),
+        listing(world, "allow", id="allows"),
+        policy_bytes(category(), id="scores"),
+    ]
+    world.fetcher.serves["http://images.test/one"] = Fetched(b"red")
+    gate = world.fetcher.hold("http://images.test/one")
+    for policy in ("blocks", "allows", "scores"):
+        world.ask(policy, url="http://images.test/one", policy=policy)
+    rig = await world.start(policies=policies)
+    await until(lambda: world.fetcher.active == 3)
+    gate.set()
+    verdicts = [await rig.verdict(policy) for policy in ("blocks", "allows", "scores")]
+    assert [verdict.decision for verdict in verdicts] == ["block", "allow", "review"]
+
+
+def braking(id: str, **keys: Any) -> bytes:
+    """A policy that blocks what is red, and brakes when more than half of five would be."""
+    limits = {"max_block_rate": {"per": "10m", "share": 0.5, "min_requests": 5}}
+    red = category(block=0.5, block_uncalibrated=True)
+    return policy_bytes(red, id=id, limits=limits, **keys)
+
+
+async def test_block_becomes_review_once_too_many_would_be_blocked(world: World) -> None:
+    rig = await world.start(
+        policies=[braking("brakes"), braking("free")], brake=Brake(None), in_flight=1
+    )
+    for number in range(8):
+        world.ask(f"r{number}", tenant="shop")
+    world.ask("fine", b"blue", tenant="shop")
+    world.ask("other tenant", tenant="other")
+    world.ask("other policy", tenant="shop", policy="free")
+    await until(lambda: rig.committed() == 11)
+    verdicts = rig.verdicts()
+    assert [verdicts[f"r{number}"].action for number in range(8)] == ["block"] * 4 + ["review"] * 4
+    held = verdicts["r7"].brake
+    assert held is not None
+    assert (held.would_have_been, held.share, held.requests, held.scope) == (
+        "block",
+        1.0,
+        8,
+        "worker",
+    )
+    others = [verdicts[name] for name in ("fine", "other tenant", "other policy")]
+    assert [verdict.action for verdict in others] == ["allow", "block", "block"]
+    assert all(verdict.brake is None for verdict in others)
+    assert metric("braked_total", policy="brakes") == 4
+    assert metric("braked_total", policy="free") == 0
+
+
+async def test_list_that_blocks_counts_for_the_brake_and_is_braked(world: World) -> None:
+    limits = {"max_block_rate": {"per": "10m", "share": 0.5, "min_requests": 5}}
+    rig = await world.start(
+        policies=[listing(world, "block", limits=limits)], brake=Brake(None), in_flight=1
+    )
+    for number in range(6):
+        world.ask(f"r{number}")
+    verdict = await rig.verdict("r5")
+    assert verdict.listed is not None
+    assert verdict.listed.action == "block"
+    assert (verdict.action, verdict.brake is not None) == ("review", True)
+
+
+async def test_requests_that_are_delivered_again_do_not_brake(world: World) -> None:
+    rig = await world.start(policies=[braking("again")], brake=Brake(None), in_flight=1)
+    for _ in range(5):
+        for number in range(4):
+            world.ask(f"r{number}")
+    await until(lambda: rig.committed() == 20)
+    assert {verdict.action for verdict in rig.all_verdicts()} == {"block"}
+
+
+async def test_what_nobody_could_examine_is_braked_too(world: World) -> None:
+    rig = await world.start(
+        policies=[braking("blind", on_error="block")], brake=Brake(None), in_flight=1
+    )
+    for number in range(6):
+        world.ask(f"r{number}", not_found())
+    verdict = await rig.verdict("r5")
+    assert (verdict.decision, verdict.action) == ("undetermined", "review")
+    assert verdict.brake is not None

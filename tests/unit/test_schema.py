@@ -99,8 +99,11 @@ def embedding() -> Embedding:
     return Embedding(
         EmbeddingKey("a" * 64, "sha256:" + "b" * 64, "sha256:" + "c" * 64),
         np.array([[0.25, -1.0], [6e-8, 0.1]], dtype=np.float16),
-        ImageFacts("a" * 64, "0f" * 8, "image/gif", 3, 4, 99, 7, (0, 6)),
+        ImageFacts("a" * 64, "0f" * 32, "image/gif", 3, 4, 99, 7, (0, 6)),
     )
+
+
+FACTS = json.loads(encode_embedding(embedding()))["facts"]
 
 
 def test_embedding_survives_the_topic_bit_for_bit() -> None:
@@ -121,6 +124,8 @@ def test_embedding_survives_the_topic_bit_for_bit() -> None:
         {"dimension": 0},
         {"sha256": "abc"},
         {"schema_version": 2},
+        {"facts": {**FACTS, "perceptual_hash": "0f0f0f0f0f0f0f0f"}},
+        {"facts": {**FACTS, "perceptual_hash": "0F" * 32}},
     ],
 )
 def test_damaged_embedding_is_not_believed(change: dict[str, Any]) -> None:

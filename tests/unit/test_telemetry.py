@@ -11,7 +11,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from worker import telemetry
-from worker.telemetry import Endpoints, Health
+from worker.endpoints import Endpoints, Health
 
 WELL = Health(True, "all is well")
 

@@ -7,17 +7,20 @@ import numpy as np
 import pytest
 
 from tests.fakes import FakeEncoder
-from tests.policy_factory import category, compiled_of, policy_of
+from tests.policy_factory import category, compiled_of, policy_of, with_head
 from worker.errors import ErrorCode, Malformed, MalformedReason, Stage, Unexaminable
-from worker.examine import Examined
-from worker.policy import Policy
-from worker.schema import DEAD_LETTER_HEADER, DeadLetter, Request, Verdict
+from worker.examined import Examined, Recognised
+from worker.lists import Listed
+from worker.policy import Decision, Head, Policy
+from worker.schema import DEAD_LETTER_HEADER, BrakeRef, DeadLetter, ListRef, Request, Verdict
 from worker.score import decide
 from worker.types import Embedding, EmbeddingKey, FramePlan, ImageFacts, Record
 from worker.verdicts import (
+    braked,
     build_verdict,
     dead_letter_message,
     deciding,
+    listed_verdict,
     undetermined_verdict,
     verdict_message,
 )
@@ -39,7 +42,7 @@ def verdict_of(
     rows = ENCODER.encode_texts(colours.split()).astype(np.float16)
     sha256 = hashlib.sha256(colours.encode()).hexdigest()
     frames = frames or tuple(range(len(rows)))
-    facts = ImageFacts(sha256, "f" * 16, "image/gif", 3, 4, 99, 50, frames)
+    facts = ImageFacts(sha256, "f" * 64, "image/gif", 3, 4, 99, 50, frames)
     key = EmbeddingKey(sha256, ENCODER.info.digest, FramePlan().digest)
     asked = request(**changes)
     return build_verdict(
@@ -58,6 +61,15 @@ def undetermined_of(policy: Policy, *, retryable: bool = False) -> Verdict:
         ErrorCode.FETCH_TIMEOUT, Stage.FETCH, "too slow", retryable=retryable, attempts=3
     )
     return undetermined_verdict(request(), failure, policy, ENCODER.info, "worker-1", 2.5)
+
+
+def listed_of(action: Decision, policy: Policy) -> Verdict:
+    facts = ImageFacts("a" * 64, "f" * 64, "image/gif", 3, 4, 99, 50, (0, 49))
+    recognised = Recognised(Listed("known", action, 7), facts, "none", {"decode": 1.5})
+    return listed_verdict(request(), recognised, policy, ENCODER.info, "worker-1", 2.5)
+
+
+BRAKE = BrakeRef(share=0.4, requests=300, scope="fleet")
 
 
 def record(**changes: Any) -> Record:
@@ -109,6 +121,22 @@ def test_category_says_what_it_was_held_against_and_which_prompts_were_loudest()
     assert not scored.calibrated
 
 
+def test_category_says_how_severe_it_is_and_which_exception_dampened_it() -> None:
+    dampened = category(exceptions=["a red poster"], severity={"some": 0.1, "all": 0.9})
+    [scored] = verdict_of("red", policy_of(dampened)).categories
+    assert (scored.severity, scored.dampened_by) == ("some", "a red poster")
+    [plain] = verdict_of("red", policy_of(RED)).categories
+    assert (plain.severity, plain.dampened_by) == (None, None)
+
+
+def test_category_of_a_head_alone_names_no_prompts() -> None:
+    info = ENCODER.info
+    head = Head("h", "sha256:h", info.space, (1.0,) * info.dimension, 0.0)
+    policy = with_head(policy_of(RED), "colour.red", head, alone=True)
+    [scored] = verdict_of("red", policy).categories
+    assert (scored.loudest_for, scored.loudest_against) == (None, None)
+
+
 def test_category_on_trial_is_told_apart_and_decides_nothing() -> None:
     verdict = verdict_of("red", policy_of({**RED, "mode": "shadow"}, GREEN))
     assert [each.id for each in verdict.categories] == ["colour.green"]
@@ -148,6 +176,49 @@ def test_unexamined_image_tells_what_failed_and_whether_trying_again_may_help() 
         "attempts": 3,
         "retry_at": None,
     }
+
+
+# ---------------------------------------------------------------- lists and brakes
+
+
+@pytest.mark.parametrize("action", [Decision.ALLOW, Decision.REVIEW, Decision.BLOCK])
+def test_image_on_a_list_gets_what_the_list_says_and_was_not_scored(action: Decision) -> None:
+    verdict = listed_of(action, policy_of(RED))
+    assert (verdict.status, verdict.decision, verdict.action) == ("ok", action, action)
+    assert verdict.listed == ListRef(id="known", action=action.value, distance=7)
+    assert (verdict.categories, verdict.shadow) == ((), ())
+    assert verdict.image is not None
+    assert (verdict.image.frames, verdict.image.frames_scored) == (50, 0)
+    assert verdict.image.perceptual_hash == "f" * 64
+    assert (verdict.cache, verdict.timings_ms) == ("none", {"decode": 1.5, "total": 2.5})
+    assert deciding(verdict) is None
+
+
+def test_verdict_that_is_braked_asks_for_a_review_and_says_what_it_would_have_been() -> None:
+    blocking = verdict_of("red", policy_of({**RED, "block": 0.6, "block_uncalibrated": True}))
+    assert blocking.decision == "block"
+    verdict = braked(blocking, BRAKE, ENCODER.info)
+    assert (verdict.decision, verdict.action, verdict.brake) == ("review", "review", BRAKE)
+    assert verdict.brake is not None
+    assert verdict.brake.would_have_been == "block"
+    assert verdict.categories == blocking.categories
+    assert deciding(verdict) == blocking.categories[0]
+
+
+def test_braked_verdict_has_the_id_of_one_that_asked_for_a_review_by_itself() -> None:
+    policy = policy_of(RED)
+    review = listed_of(Decision.REVIEW, policy)
+    verdict = braked(listed_of(Decision.BLOCK, policy), BRAKE, ENCODER.info)
+    assert verdict.verdict_id == review.verdict_id
+    assert verdict.verdict_id != listed_of(Decision.BLOCK, policy).verdict_id
+
+
+def test_image_that_nobody_examined_stays_undetermined_when_it_is_braked() -> None:
+    blocking = undetermined_of(policy_of(RED, on_error="block"))
+    verdict = braked(blocking, BRAKE, ENCODER.info)
+    assert (verdict.status, verdict.decision, verdict.action) == ("error", "undetermined", "review")
+    assert verdict.error == blocking.error
+    assert verdict.verdict_id != blocking.verdict_id
 
 
 # ---------------------------------------------------------------- ids

@@ -43,7 +43,7 @@ def chosen(format: Format | None) -> Format:
     return format or (Format.TABLE if sys.stdout.isatty() else Format.JSONL)
 
 
-_COLOURS = {"allow": "green", "review": "yellow", "block": "red", "undetermined": "magenta"}
+COLOURS = {"allow": "green", "review": "yellow", "block": "red", "undetermined": "magenta"}
 
 
 def exit_code(verdicts: Iterable[Verdict]) -> Exit:
@@ -74,13 +74,19 @@ def verdict_table(verdicts: Iterable[tuple[str, Verdict | str]], title: str | No
 def _cells(verdict: Verdict | str) -> tuple[Text | str, ...]:
     if isinstance(verdict, str):
         return (Text("none", style="bold red"), "", "", Text(verdict), "", "")
-    decision = Text(verdict.decision, style=_COLOURS[verdict.decision])
+    decision = Text(verdict.decision, style=COLOURS[verdict.decision])
     if verdict.decision != verdict.action:
-        decision.append(f" → {verdict.action}", style=_COLOURS[verdict.action])
+        decision.append(f" → {verdict.action}", style=COLOURS[verdict.action])
+    if verdict.brake is not None:
+        decision.append(" (braked)", style=COLOURS["block"])
     milliseconds = f"{verdict.timings_ms['total']:.0f}"
     if verdict.error is not None:
         why = Text(f"{verdict.error.code}: {verdict.error.detail}", style="dim")
         return (decision, "", "", why, verdict.cache, milliseconds)
+    if verdict.listed is not None:
+        near = f"{verdict.listed.distance} of 256 bits from a hash on the list"
+        name = Text(f"list {verdict.listed.id}")
+        return (decision, name, "", near, verdict.cache, milliseconds)
     category = deciding(verdict)
     if category is None:
         return (decision, "", "", "", verdict.cache, milliseconds)
@@ -88,7 +94,9 @@ def _cells(verdict: Verdict | str) -> tuple[Text | str, ...]:
         decision,
         Text(category.id, style="" if verdict.decision != "allow" else "dim"),
         f"{category.probability:.2f}",
-        Text(category.loudest_for or "(its head)", style="" if verdict.decision != "allow" else "dim"),
+        Text(
+            category.loudest_for or "(its head)", style="" if verdict.decision != "allow" else "dim"
+        ),
         verdict.cache,
         milliseconds,
     )

@@ -50,12 +50,12 @@ async def scan(settings: Settings, targets: Sequence[str], format: Format) -> Ex
     with progress_bar() as progress:
         loading = progress.add_task("loading the model", total=None)
         encoder = await asyncio.to_thread(load_model, settings)
-        policies = PolicyStore(paths, encoder)
+        policies = PolicyStore(paths, encoder, hashed=settings.decode.perceptual_hash)
         await policies.load_all()
         progress.remove_task(loading)
         task = progress.add_task("scanning", total=len(images))
         judged: list[tuple[str, Verdict]] = []
-        async with examiner_of(settings, encoder, _keep_nothing) as examiner:
+        async with examiner_of(settings, encoder, keep_nothing) as examiner:
             judge = Judge(
                 examiner=examiner, policies=policies, model=encoder.info, worker=settings.worker
             )
@@ -106,5 +106,5 @@ async def _in_order(
             yield image.name, await task
 
 
-async def _keep_nothing(embedding: Embedding) -> None:
+async def keep_nothing(embedding: Embedding) -> None:
     """There is no topic to keep it on."""
