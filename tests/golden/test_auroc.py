@@ -2,53 +2,39 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from worker.authoring.examples import Example, Floats
+from worker.authoring.measures import auroc
 from worker.compile import compile_policy, texts_of
 from worker.embed import OpenClipEncoder
-from worker.imaging import Limits, decode
-from worker.platt import auroc
 from worker.policy import Policy, Prompt
-from worker.policy_yaml import load_policy
-from worker.score import score
+from worker.score import image_margins
 
-POCKET = Path(__file__).resolve().parents[2] / "policies" / "pocket.yaml"
-LIMITS = Limits(max_pixels=50_000_000, max_total_pixels=500_000_000)
 #: Not in the shipped policy, because the model cannot tell it well enough; held here all the same.
 SMOKING = ("a lighter", "a cigarette", "a harmonica held to the mouth")
 
 
 @pytest.fixture(scope="module")
-def policy() -> Policy:
-    shipped = load_policy(POCKET)
-    last = shipped.categories[-1]
+def policy(shipped: Policy) -> Policy:
+    """By prompts alone."""
+    categories = [replace(each, head=None) for each in shipped.categories if each.prompts]
+    last = categories[-1]
     smoking = replace(last, id="smoking", prompts=tuple(map(Prompt, SMOKING)), calibration=None)
-    return replace(shipped, categories=(*shipped.categories, smoking))
+    return replace(shipped, categories=(*categories, smoking))
 
 
 @pytest.fixture(scope="module")
-def scored(pocket: OpenClipEncoder, policy: Policy, data: Path) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
-    """Margins [images, categories] and labels [images]."""
-    folder = data / "eval"
-    with (folder / "labels.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    pixels = []
-    for row in rows:
-        body = (folder / row["path"]).read_bytes()
-        sha256 = hashlib.sha256(body).hexdigest()
-        pixels.append(decode(body, sha256, pocket.info.preprocess, policy.plan, LIMITS).pixels[:1])
-    embeddings = pocket.encode_images(np.concatenate(pixels)).astype(np.float16)
+def margins(pocket: OpenClipEncoder, policy: Policy, photos: Sequence[Example]) -> Floats:
+    """[images, categories]"""
     texts = texts_of(policy)
-    compiled = compile_policy(
-        policy, pocket.info, dict(zip(texts, pocket.encode_texts(texts), strict=True))
-    )
-    return score(compiled, embeddings).margins, np.array([row["label"] for row in rows])
+    embeddings = dict(zip(texts, pocket.encode_texts(texts), strict=True))
+    compiled = compile_policy(policy, pocket.info, embeddings)
+    return image_margins(compiled, [photo.embedding for photo in photos])
 
 
 @pytest.mark.timeout(600)
@@ -63,12 +49,13 @@ def scored(pocket: OpenClipEncoder, policy: Policy, data: Path) -> tuple[np.ndar
     ],
 )
 def test_category_is_told_from_all_others(
-    scored: tuple[np.ndarray, np.ndarray],  # type: ignore[type-arg]
+    margins: Floats,
     policy: Policy,
+    photos: Sequence[Example],
     label: str,
     category: str,
     at_least: float,
 ) -> None:
-    margins, labels = scored
     column = [c.id for c in policy.categories].index(category)
-    assert auroc(margins[:, column], labels == label) >= at_least
+    shows = np.array([photo.label == label for photo in photos])
+    assert auroc(margins[:, column], shows) >= at_least

@@ -1,24 +1,17 @@
-"""Platt scaling, and the measures of how good probabilities are."""
+"""Platt and temperature scaling."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
-from sklearn.metrics import roc_auc_score
 
-from worker.platt import (
-    Floats,
-    Labels,
-    Platt,
-    auroc,
-    expected_calibration_error,
-    fit_platt,
-    held_out,
-    sigmoid,
-)
+from worker.authoring.examples import Floats, Labels
+from worker.authoring.platt import fit_platt, fit_temperature, log_odds, sigmoid
 
 
 def drawn(scale: float, bias: float, count: int = 4000) -> tuple[Floats, Labels]:
@@ -72,15 +65,16 @@ def test_any_labelled_margins_have_a_finite_fit(pairs: list[tuple[float, bool]])
     assert np.isfinite(fitted.probabilities(margins)).all()
 
 
+@pytest.mark.parametrize("fit", [fit_platt, fit_temperature])
 @pytest.mark.parametrize(
     ("margins", "labels"),
     [([1.0, 2.0], [True, True]), ([1.0, 2.0], [False, False]), ([np.nan, 2.0], [True, False])],
 )
 def test_labels_of_one_kind_and_margins_that_are_not_finite_have_no_fit(
-    margins: list[float], labels: list[bool]
+    fit: Callable[[Floats, Labels], object], margins: list[float], labels: list[bool]
 ) -> None:
     with pytest.raises(ValueError, match="positives and negatives"):
-        fit_platt(np.array(margins), np.array(labels))
+        fit(np.array(margins), np.array(labels))
 
 
 def test_shifting_the_prevalence_gives_what_fitting_on_such_data_gives() -> None:
@@ -92,39 +86,21 @@ def test_shifting_the_prevalence_gives_what_fitting_on_such_data_gives() -> None
     assert shifted == pytest.approx(fit_platt(margins[kept], labels[kept]), abs=0.1)
 
 
-def test_held_out_log_odds_of_labels_drawn_by_lot_tell_nothing() -> None:
-    random = np.random.default_rng(4)
-    margins, labels = random.normal(size=2000), random.random(2000) < 0.5
-    assert auroc(held_out(margins, labels), labels) == pytest.approx(0.5, abs=0.05)
+def test_a_weight_counts_as_so_many_images() -> None:
+    margins, labels = drawn(0.7, -1.0, 300)
+    weights = np.where(margins > 0, 3.0, 1.0)
+    repeated = np.repeat(np.arange(300), weights.astype(int))
+    assert fit_platt(margins, labels, weights) == pytest.approx(
+        fit_platt(margins[repeated], labels[repeated])
+    )
 
 
-def test_held_out_log_odds_are_near_those_of_the_whole() -> None:
-    margins, labels = drawn(1.5, -1.0)
-    whole = fit_platt(margins, labels)
-    assert np.allclose(held_out(margins, labels), whole.scale * margins + whole.bias, atol=0.5)
-
-
-def test_true_probabilities_have_a_small_calibration_error_and_bold_ones_a_large() -> None:
-    margins, labels = drawn(1.0, -1.0, 20_000)
-    assert expected_calibration_error(Platt(1.0, -1.0).probabilities(margins), labels) < 0.02
-    assert expected_calibration_error(Platt(8.0, -1.0).probabilities(margins), labels) > 0.1
-
-
-def test_calibration_error_of_two_bins_by_hand() -> None:
-    probabilities = np.array([0.1, 0.3, 0.6, 0.8])
-    labels = np.array([False, True, True, True])
-    assert expected_calibration_error(probabilities, labels, bins=2) == pytest.approx(0.3)
-
-
-@given(labelled)
-def test_auroc_is_sklearns_ties_included(pairs: list[tuple[float, bool]]) -> None:
-    scores, labels = arrays([(round(score), label) for score, label in pairs])
-    assert auroc(scores, labels) == pytest.approx(roc_auc_score(labels, scores))
-
-
-def test_auroc_of_labels_of_one_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match="positives and negatives"):
-        auroc(np.array([1.0, 2.0]), np.array([True, True]))
+def test_temperature_finds_the_scale_and_takes_the_bias_from_the_share() -> None:
+    margins, labels = drawn(0.5, 0.0, 20_000)
+    kept = ~labels | (np.random.default_rng(2).random(len(labels)) < 0.1)
+    fitted = fit_temperature(margins[kept], labels[kept])
+    assert fitted.scale == pytest.approx(0.5, abs=0.05)
+    assert fitted.bias == pytest.approx(log_odds(float(labels[kept].mean())))
 
 
 @given(st.floats(-1e300, 1e300))

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worker.authoring.examples import Example, Floats, Labels
+from worker.compiled import CompiledPolicy
 from worker.policy import Calibration, Target
-from worker.score import CompiledPolicy
 
 
 class Interval(NamedTuple):
@@ -43,10 +43,12 @@ class ThresholdReport:
 class Fit:
     """How one category was fitted.
 
-    ``places`` are those of the examples it was fitted on; ``margins``, ``labels``, ``weights``,
-    ``folds`` and ``held_out`` (the probability by the other folds alone, at the stated prevalence
-    or else at the data's own) are vectors as long. ``refused`` says why the category was left as
-    it was; then there is no calibration and no estimate. ``warnings`` are sentences.
+    ``places`` are those of the examples it was measured on: all that say something of it or, where
+    there is a split, those for testing. ``margins``, ``labels``, ``weights``, ``folds`` and
+    ``held_out`` (the probability by the other folds alone, at the stated prevalence or else at the
+    data's own) are vectors as long. ``fitted_on`` has the numbers of images that show it and that
+    do not. ``by_source``: whole sources were held out. ``refused`` says why the category could not
+    be fitted; then there is no calibration and no estimate. ``warnings`` are sentences.
     """
 
     category: str
@@ -64,6 +66,14 @@ class Fit:
     average_precision: Interval | None = None
     ece: Interval | None = None
     thresholds: tuple[ThresholdReport, ...] = ()
+    fitted_on: tuple[int, int] = (0, 0)
+    by_source: bool = False
+
+    @property
+    def why_not_written(self) -> str | None:
+        """Why the category stays as it was: it could not be fitted, or a target not be solved."""
+        unsolved = [f"{of.action}: {of.refused}" for of in self.thresholds if of.refused]
+        return self.refused or "; ".join(unsolved) or None
 
     @property
     def positives(self) -> int:
