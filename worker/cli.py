@@ -30,7 +30,7 @@ cli = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 dlq = typer.Typer(no_args_is_help=True, help="Dead letters: what was not a request, and why.")

@@ -36,6 +36,53 @@ Formats = Annotated[
     ),
 ]
 
+LABELS = typer.Option(
+    "--labels",
+    help="CSV with the columns path (from its own folder) or url, label and, if you like, "
+    "split (train, test), weight and source; or a folder with one folder for each label.",
+)
+Labelled = Annotated[Path, LABELS]
+Meanings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label",
+        metavar="LABEL=CATEGORY",
+        help="What a label means, where it is neither a category's id nor the last part of one; "
+        "none for no category.",
+    ),
+]
+Source = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMN",
+        help="Says where images come from; by itself the column source, if there is one.",
+    ),
+]
+SourceUntil = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Only what stands before TEXT is the source, as : in repository:path.",
+    ),
+]
+Caching = Annotated[
+    bool,
+    typer.Option(
+        "--cache/--no-cache",
+        help="Keep embeddings on this machine, so that they are computed once.",
+    ),
+]
+Allowed = Annotated[
+    list[str] | None,
+    typer.Option("--allow", help="host:port that may be reached although it is not public."),
+]
+
+
+def fetching(allow: list[str] | None) -> dict[str, Any]:
+    """The settings of a command that looks at images for one person alone: nobody else waits for
+    what one host holds up."""
+    return {"fetch": {"allow": tuple(allow)} if allow else None, "host": {"share": 1.0}}
+
 
 def by_hand(policies: list[Path] | None = None, **overrides: Any) -> Settings:
     """The settings of a command that a person runs, whose log tells of problems only."""

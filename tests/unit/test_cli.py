@@ -58,6 +58,7 @@ def test_the_documented_commands_are_all_there() -> None:
         ("dlq", "list"),
         ("dlq", "show"),
         ("dlq", "replay"),
+        ("feedback",),
     }
     assert wanted <= COMMANDS.keys()
 
@@ -101,6 +102,7 @@ def test_the_version_is_printed() -> None:
         ["dlq", "show"],
         ["dlq", "replay"],
         ["dlq", "replay", "--all", "0:1"],
+        ["feedback", "--items", "0"],
     ],
     ids=" ".join,
 )
