@@ -126,6 +126,7 @@ class TopicReader:
         }
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka-reader")
         self._consumer: Any = None
+        self._read_to: dict[TopicPartition, int] = {}  #: where the last reading ended
 
     async def __aenter__(self) -> Self:
         try:
@@ -143,12 +144,29 @@ class TopicReader:
     ) -> None:
         await self._close()
 
-    async def read_all(self, *, idle_seconds: float = 10.0) -> AsyncIterator[Record]:
-        """From the beginning to the end as it is when the reading begins.
+    async def read_all(
+        self, *, since: float | None = None, idle_seconds: float = 10.0
+    ) -> AsyncIterator[Record]:
+        """From the beginning to the end as it is when the reading begins; with ``since`` (seconds
+        since the epoch), what was published from then on.
 
         Raises ``ConnectionError`` when nothing comes for ``idle_seconds`` before that end.
         """
         await self._call(self._start_over)
+        if since is not None:
+            await self._call(self._seek_to_time, since)
+        async for record in self._to_the_end(idle_seconds):
+            # the embedded broker is not always right about where a time is in a partition
+            if since is None or record.timestamp_ms >= since * 1000:
+                yield record
+
+    async def read_news(self, *, idle_seconds: float = 10.0) -> AsyncIterator[Record]:
+        """What came since the last reading, to the end as it is now. Raises as ``read_all``."""
+        await self._call(self._take_up)
+        async for record in self._to_the_end(idle_seconds):
+            yield record
+
+    async def _to_the_end(self, idle_seconds: float) -> AsyncIterator[Record]:
         ends: dict[TopicPartition, int] = {}
         heard = time.monotonic()
         while not await self._call(self._reached, ends):
@@ -157,28 +175,32 @@ class TopicReader:
             if records:
                 heard = now
             elif now - heard > idle_seconds:
-                raise ConnectionError(
-                    f"the topic {self._topic} gave nothing for {idle_seconds:g} s before its end; "
-                    "check the brokers, and read it again"
-                )
+                if not await self._call(self._held_up):
+                    raise ConnectionError(
+                        f"the topic {self._topic} gave nothing for {idle_seconds:g} s before its "
+                        "end; check the brokers, and read it again"
+                    )
+                ends = await self._call(self._positions)
             # as first seen: a topic that is written to meanwhile would never end
             ends = await self._call(self._ends) | ends
             for record in records:
                 if record.offset < ends[record.topic_partition]:
                     yield record
+        self._read_to = ends
+        await self._call(self._seek, ends)  # what lies beyond may have been polled already
 
     async def follow(self) -> AsyncIterator[Record]:
         """What is published after this returned, as it comes, without end."""
         await self._call(self._start_over)
         while not await self._call(self._seek_to_end):
             await self._call(self._poll)
+        return self.read_on()
 
-        async def records() -> AsyncIterator[Record]:
-            while True:
-                for record in await self._call(self._poll):
-                    yield record
-
-        return records()
+    async def read_on(self) -> AsyncIterator[Record]:
+        """What comes after what was read, as it comes, without end."""
+        while True:
+            for record in await self._call(self._poll):
+                yield record
 
     async def _close(self) -> None:
         if self._consumer is not None:
@@ -204,14 +226,48 @@ class TopicReader:
         numbers = self._consumer.partitions_for_topic(self._topic)
         self._consumer.assign([KafkaTopicPartition(self._topic, number) for number in numbers])
 
+    def _seek_to_time(self, since: float) -> None:
+        assigned = self._consumer.assignment()
+        found = self._consumer.offsets_for_times(dict.fromkeys(assigned, since * 1000))
+        for partition in assigned:
+            if at := found.get(partition):
+                self._consumer.seek(partition, at.offset)
+            else:
+                self._consumer.seek_to_end(partition)
+
+    def _take_up(self) -> None:
+        self._start_over()
+        for partition, offset in self._read_to.items():
+            self._consumer.seek(KafkaTopicPartition(*partition), offset)
+
+    def _held_up(self) -> bool:
+        """Whether all that is committed was read, and the rest waits for a transaction to end."""
+        if self._settings.get("isolation_level") != "read_committed":
+            return False
+        # of a consumer that reads what is committed, these are the last stable offsets
+        stable = self._consumer.end_offsets(list(self._consumer.assignment()))
+        held_up = all(self._consumer.position(each) >= end for each, end in stable.items())
+        if held_up:
+            log.warning("open_transaction_not_read", topic=self._topic)
+        return held_up
+
+    def _positions(self) -> dict[TopicPartition, int]:
+        return {
+            TopicPartition(*each): self._consumer.position(each)
+            for each in self._consumer.assignment()
+        }
+
     def _seek_to_end(self) -> bool:
         """False while the end of some partition is not known."""
         ends = self._ends()
         if ends.keys() != self._consumer.assignment():
             return False
+        self._seek(ends)
+        return True
+
+    def _seek(self, ends: Mapping[TopicPartition, int]) -> None:
         for partition, end in ends.items():
             self._consumer.seek(KafkaTopicPartition(*partition), end)
-        return True
 
     def _poll(self) -> list[Record]:
         polled = self._consumer.poll(timeout_ms=int(_POLL_SECONDS * 1000))
