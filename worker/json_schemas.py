@@ -13,13 +13,15 @@ from typing import Literal
 from pydantic import BaseModel
 
 from worker.embedding_format import EmbeddingMessage
-from worker.schema import DeadLetter, Request, Verdict
+from worker.feedback import Feedback
+from worker.schema import DeadLetter, Published, Request, Verdict
 
 MESSAGES: dict[str, type[BaseModel]] = {
     "request": Request,
     "verdict": Verdict,
     "dead-letter": DeadLetter,
     "embedding": EmbeddingMessage,
+    "feedback": Feedback,
 }
 
 
@@ -27,7 +29,7 @@ def json_schema(name: str) -> str:
     """The JSON Schema of one of ``MESSAGES``, as the file under ``deploy/schemas`` holds it."""
     model = MESSAGES[name]
     mode: Literal["validation", "serialization"] = (
-        "validation" if name == "request" else "serialization"
+        "serialization" if issubclass(model, Published) else "validation"
     )
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
