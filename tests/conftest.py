@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -17,3 +18,9 @@ def data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no labelled photos at {folder}; set LABELLED_PHOTOS to their folder")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def kafka_python_speaks() -> None:
+    """Commands that a test ran in this process have told it to be silent."""
+    logging.getLogger("kafka").setLevel(logging.NOTSET)
