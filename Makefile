@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 # Of Apache Kafka, where it is started: 1 or 3.
 BROKERS ?= 1
 
-.PHONY: setup fmt lint types test kafka test-kafka chaos fuzz demo bench bench-fairness schemas docs lock clean
+.PHONY: setup fmt lint types test kafka test-kafka chaos fuzz demo bench bench-fairness bench-policies schemas docs lock clean
 
 setup: $(INSTALLED)
 
@@ -62,6 +62,11 @@ bench: setup
 bench-fairness: setup
 	$(BIN)/python -m tests.bench.lanes
 	$(BIN)/python -m tests.bench.hosts
+
+# Deciding on the past, and what the reload of a large policy costs those who wait for verdicts.
+bench-policies: setup
+	$(BIN)/python -m tests.bench.redecide
+	$(BIN)/python -m tests.bench.reload
 
 schemas: setup
 	$(BIN)/python -m worker.json_schemas deploy/schemas

@@ -60,12 +60,13 @@ class FakeFetcher:
 class FakeDecoder:
     """``seams.Decoder`` of bodies like ``b"red blue"``: two frames, one of each colour.
 
-    ``hashes`` has the perceptual hashes of those bodies that have any.
+    ``hashes`` has the perceptual hashes of those bodies that have any, while it is ``hashing``.
     """
 
     def __init__(self) -> None:
         self.decoded: list[bytes] = []
         self.hashes: dict[bytes, str] = {}
+        self.hashing = True
 
     async def decode(
         self, body: bytes, sha256: str, spec: PreprocessSpec, plan: FramePlan
@@ -80,7 +81,7 @@ class FakeDecoder:
         frames = len(colours)
         facts = ImageFacts(
             sha256,
-            self.hashes.get(body),
+            self.hashes.get(body) if self.hashing else None,
             "image/fake",
             8,
             8,

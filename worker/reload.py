@@ -31,6 +31,7 @@ from worker.seams import Encoder
 _log = structlog.get_logger(__name__)
 
 _TEXTS_PER_CALL: Final = 16  # short calls, so that a batch of images never waits long for the model
+_NAMED: Final = 10  # of the categories that are not calibrated, in a line of the log
 
 
 @dataclass(slots=True)
@@ -147,7 +148,8 @@ class PolicyStore:
             policy=policy.id,
             version=policy.version,
             digest=policy.digest,
-            uncalibrated=compiled.uncalibrated,
+            uncalibrated=len(compiled.uncalibrated),
+            among_them=compiled.uncalibrated[:_NAMED],
         )
 
     def _check_id(self, file: _File, policy: Policy) -> None:

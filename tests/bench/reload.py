@@ -19,6 +19,7 @@ import numpy as np
 
 from tests.fakes import FakeEncoder
 from worker.background import spare_what_is_loaded
+from worker.logs import set_up_logs
 from worker.reload import PolicyStore
 from worker.score import decide
 
@@ -95,4 +96,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    set_up_logs("warning", "auto")
     asyncio.run(main())

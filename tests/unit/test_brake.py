@@ -219,6 +219,19 @@ async def test_without_the_fleet_it_goes_by_its_own_requests_and_tells_all_when_
     assert said == BrakeRef(share=1.0, requests=13, scope="fleet")
 
 
+async def test_clock_that_is_put_back_keeps_it_from_the_fleet_no_longer() -> None:
+    clock, fleet = Clock(), FakeCounts()
+    brake = Brake(fleet, breaker_seconds=2, clock=clock)
+    ask(brake, blocked=12)
+    fleet.away = True
+    for _ in range(2):
+        await brake.exchange()
+    fleet.away = False
+    clock.now -= 3600
+    await brake.exchange()
+    assert metric("brake_local") == 0
+
+
 async def test_one_exchange_that_fails_is_no_outage_and_loses_nothing() -> None:
     fleet = FakeCounts()
     one, other = Brake(fleet), Brake(fleet)

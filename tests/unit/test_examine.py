@@ -753,6 +753,38 @@ async def test_image_whose_embedding_is_cached_is_recognised_by_what_is_cached()
     assert (len(bench.fetcher.asked), len(bench.decoder.decoded)) == (1, 1)
 
 
+async def test_image_that_was_cached_without_a_hash_is_recognised_all_the_same() -> None:
+    bench = listing_bench()
+    bench.decoder.hashing = False
+    with bench.running():
+        await bench.examiner.by_url(URL, PLAN)
+        bench.decoder.hashing = True
+        outcome = await bench.examiner.by_url(URL, PLAN, lists=lists())
+    assert isinstance(outcome, Recognised)
+
+
+async def test_image_too_plain_for_a_hash_is_cached_for_those_with_lists_too() -> None:
+    bench = listing_bench()
+    bench.serve(OTHER, b"blue")
+    with bench.running():
+        await bench.examiner.by_url(OTHER, PLAN)
+        outcome = await bench.examiner.by_url(OTHER, PLAN, lists=lists())
+    assert isinstance(outcome, Examined)
+    assert outcome.tier == "memory"
+    assert bench.decoder.decoded == [b"blue"]
+
+
+async def test_animation_that_begins_with_an_allowed_image_is_examined() -> None:
+    bench = bench_of()
+    bench.decoder.hashes[b"red blue"] = HASH
+    with bench.running():
+        for _ in range(2):  # the second time from the cache
+            outcome = await bench.examiner.by_content(
+                b"red blue", PLAN, lists=lists(Decision.ALLOW)
+            )
+            assert isinstance(outcome, Examined)
+
+
 async def test_unchanged_content_is_recognised_by_what_is_cached() -> None:
     bench = listing_bench(ttl_seconds=1e-9)
     bench.serve(URL, b"red", "one")

@@ -49,6 +49,12 @@ def test_policy_without_lists_and_empty_list_match_nothing() -> None:
     assert Lists([list_of(), list_of(A, id="other")]).match(A) == Listed("other", Decision.BLOCK, 0)
 
 
+def test_first_frame_that_is_known_to_be_fine_vouches_for_no_others() -> None:
+    allow = list_of(A, id="fine", action=Decision.ALLOW)
+    assert Lists([allow]).match(A, frames=2) is None
+    assert Lists([allow, list_of(A)]).match(A, frames=2) == Listed("bad", Decision.BLOCK, 0)
+
+
 def test_block_beats_review_beats_allow_however_near_they_are() -> None:
     allow = list_of(A, id="fine", action=Decision.ALLOW)
     review = list_of(bits_off(A, 3), id="odd", action=Decision.REVIEW)

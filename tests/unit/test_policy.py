@@ -233,6 +233,13 @@ def test_an_image_to_test_with_is_asked_for_only_by_who_tests(tmp_path: Path) ->
         load_policy(path, images=True)
 
 
+def test_test_image_whose_name_no_file_can_have_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_bytes(policy_bytes(category(), tests=[{"image": "x" * 300, "expect": "allow"}]))
+    with pytest.raises(InvalidPolicy, match=r"x is not there; add the image or remove"):
+        load_policy(path, images=True)
+
+
 def test_every_level_of_the_file_refuses_unknown_keys() -> None:
     calibration = {"method": "platt", "scale": 1, "bias": 0, "for": f"sha256:{1:064}", "x5": 1}
     problems = problems_of(

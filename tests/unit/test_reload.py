@@ -15,6 +15,7 @@ from tests.fakes import FakeEncoder
 from tests.policy_factory import category, head_bytes, policy_bytes
 from worker import telemetry
 from worker.errors import Misconfigured
+from worker.policy_files import MAX_HEAD_BYTES
 from worker.policy_yaml import InvalidPolicy
 from worker.reload import PolicyStore
 from worker.types import Float32Rows
@@ -357,6 +358,22 @@ async def test_a_refused_edit_is_not_loaded_again_and_again(tmp_path: Path) -> N
             await until_version(version, store, "other")
 
         assert reloads("broken", "refused") == before + 1
+
+
+async def test_a_head_that_is_too_large_is_refused_once(tmp_path: Path) -> None:
+    large, other = tmp_path / "large.yaml", tmp_path / "other.yaml"
+    write(large, id="large")
+    write(other, id="other")
+    before = reloads("large", "refused")
+    async with watched(large, other) as store:
+        tmp_path.joinpath("h.safetensors").write_bytes(bytes(MAX_HEAD_BYTES + 1000))
+        write(large, {"id": "red", "head": "h.safetensors", "review": 0.5}, id="large")
+        await until(lambda: metric("policy_stale", policy="large") == 1)
+        for version in (2, 3, 4):  # each seen in a later round than the one before
+            write(other, id="other", version=version)
+            await until_version(version, store, "other")
+
+        assert reloads("large", "refused") == before + 1
 
 
 async def test_a_refused_edit_that_is_taken_back_is_good_again(path: Path) -> None:
