@@ -79,15 +79,17 @@ class FakeDecoder:
         pixels = np.empty((len(colours), *spec.size, 3), dtype=np.uint8)
         pixels[:] = np.array(colours, dtype=np.uint8)[:, None, None, :]
         frames = len(colours)
+        hash_ = self.hashes.get(body) if self.hashing else None
         facts = ImageFacts(
             sha256,
-            self.hashes.get(body) if self.hashing else None,
+            hash_,
             "image/fake",
             8,
             8,
             len(body),
             frames,
             tuple(range(frames)),
+            too_plain=self.hashing and hash_ is None,
         )
         return Decoded(pixels, facts)
 

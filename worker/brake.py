@@ -167,7 +167,8 @@ class Brake:
         for place, (window, recent) in enumerate(self._windows.items()):
             until = now if place < too_many else now - window.per_seconds
             self._held -= recent.expire(until)
-        if self._fleet is not None and self._windows and now >= self._next_try:
+        waiting = 0 < self._next_try - now <= self._breaker_seconds  # else the clock was put back
+        if self._fleet is not None and self._windows and not waiting:
             await self._exchange(self._fleet, now)
         self._tell()
         for window in [window for window, recent in self._windows.items() if not recent.requests]:
@@ -202,8 +203,9 @@ class Brake:
         for window, request, _, _ in sent:
             if request in self._windows[window].requests:
                 self._windows[window].unsent[request] = True
-        for recent in self._windows.values():
-            recent.send_all_again()
+        if self._failures == 1:  # since then nothing was taken
+            for recent in self._windows.values():
+                recent.send_all_again()
         if self._failures < _FAILURES_UNTIL_AWAY:
             return
         self._next_try = now + self._breaker_seconds

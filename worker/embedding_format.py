@@ -22,6 +22,9 @@ class EmbeddingFacts(Published):
     bytes: int
     frames: int
     rows: tuple[int, ...] = Field(description="For each row the frame it was taken from.")
+    too_plain: bool = Field(
+        default=False, description="Whether there is no hash as the first frame is too plain."
+    )
 
 
 class EmbeddingMessage(Published):
@@ -56,6 +59,7 @@ def encode_embedding(embedding: Embedding) -> bytes:
                 bytes=facts.bytes,
                 frames=facts.frames,
                 rows=facts.rows,
+                too_plain=facts.too_plain,
             ),
         )
         .model_dump_json()

@@ -241,7 +241,7 @@ class Examiner:
             decoded = await self._decoder.decode(
                 body, key.sha256, self._model.preprocess, asked.plan
             )
-        if listed := asked.lists.match(decoded.facts.perceptual_hash):
+        if listed := asked.lists.match(decoded.facts.perceptual_hash, decoded.facts.frames):
             return Recognised(listed, decoded.facts, "none", timings)
         with _timed(Stage.EMBED, timings):
             rows = await self._encoder.encode(decoded.pixels, priority=asked.priority)
@@ -261,12 +261,15 @@ class Examiner:
 
     async def _cached(self, key: EmbeddingKey, lists: Lists) -> Outcome | None:
         hit = await self._embeddings.get(key)
+        if hit and lists and hit[0].facts.unhashed:
+            hit = None  # of a worker that makes no hashes: whether it is listed is yet to be seen
         telemetry.CACHE_ANSWERS.labels("embedding", hit[1] if hit else "none").inc()
         if hit is None:
             return None
         embedding, tier = hit
-        if listed := lists.match(embedding.facts.perceptual_hash):
-            return Recognised(listed, embedding.facts, tier)
+        facts = embedding.facts
+        if listed := lists.match(facts.perceptual_hash, facts.frames):
+            return Recognised(listed, facts, tier)
         return Examined(embedding, tier)
 
     def _low_slot(self, priority: int) -> AbstractAsyncContextManager[None]:

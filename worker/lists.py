@@ -44,10 +44,16 @@ class Lists:
             [[one.id, one.action, one.distance, one.digest] for one in self._lists]
         )
 
-    def match(self, perceptual_hash: str | None) -> Listed | None:
+    def __bool__(self) -> bool:
+        return bool(self._lists)
+
+    def match(self, perceptual_hash: str | None, frames: int = 1) -> Listed | None:
         """The list that settles an image of this hash (64 hex digits): of those within their
-        distance the severest, of these the nearest, of these the first. None for no hash."""
-        if perceptual_hash is None or not self._lists:
+        distance the severest, of these the nearest, of these the first. None for no hash.
+
+        The hash is that of the first of its ``frames``, which may vouch for no others: to allow
+        it, it must be the only one."""
+        if perceptual_hash is None or not self:
             return None
         asked = np.frombuffer(bytes.fromhex(perceptual_hash), dtype=np.uint64)
         # 16 bits, as 256 that differ are one more than eight can count
@@ -58,7 +64,7 @@ class Lists:
         within = [
             Listed(one.id, one.action, distance)
             for one, distance in zip(self._lists, nearest, strict=True)
-            if distance <= one.distance
+            if distance <= one.distance and (frames == 1 or one.action is not Decision.ALLOW)
         ]
         return max(within, key=lambda one: (_SEVERITY[one.action], -one.distance), default=None)
 

@@ -28,6 +28,11 @@ _SIDE = 512
 _LEAST_QUALITY = 50
 
 
+def available() -> bool:
+    """Whether ``pdqhash`` is installed."""
+    return pdqhash is not None
+
+
 def perceptual_hash(picture: Image.Image) -> str | None:
     """64 hex digits, the first one of the highest bits as the reference prints them; None for a
     picture too plain to know again, and where ``pdqhash`` is not installed."""
@@ -42,7 +47,7 @@ def perceptual_hash(picture: Image.Image) -> str | None:
 def check_lists(policy: Policy, *, wanted: bool) -> None:
     """``wanted``: perceptual hashes are set to be computed. Raises ``Misconfigured`` where a policy
     has lists and there will be none to hold against them."""
-    if not policy.lists or (wanted and pdqhash is not None):
+    if not policy.lists or (wanted and available()):
         return
     remedy = (
         "install imagewarden with its extra `pdq` (pip install 'imagewarden[pdq]')"

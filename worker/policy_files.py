@@ -37,8 +37,7 @@ class PolicyFiles:
     def changed(self) -> bool:
         """Whether any file that was asked for is another one by now."""
         return any(
-            _digest(_read(self.folder / name, MAX_LIST_BYTES)) != digest
-            for name, digest in self.contents.items()
+            _digest(_read(self.folder / name)) != digest for name, digest in self.contents.items()
         )
 
     def path(self, at: Located) -> Path | None:
@@ -95,7 +94,7 @@ class PolicyFiles:
     def _content(self, at: Located, at_most: int) -> bytes | None:
         if (path := self.path(at)) is None:
             return None
-        raw = self.given.get(at.text()) or _read(path, at_most)
+        raw = self.given.get(at.text()) or _read(path)
         self.contents[at.text()] = _digest(raw)
         if raw is None:
             at.refuse(f"{path} cannot be read; check its name and its rights")
@@ -105,14 +104,22 @@ class PolicyFiles:
         return raw
 
 
-def _read(path: Path, at_most: int) -> bytes | None:
-    """None if it cannot be read or is no file; of one that is too large a little more than is
-    allowed."""
+def is_file(path: Path) -> bool:
+    """False also for a name that no file can have."""
     try:
-        if not path.is_file():  # a pipe would be waited for
-            return None
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _read(path: Path) -> bytes | None:
+    """None if it cannot be read or is no file; of one that is too large for any use a little more
+    than is allowed."""
+    if not is_file(path):  # a pipe would be waited for
+        return None
+    try:
         with path.open("rb") as file:
-            return file.read(at_most + 1)
+            return file.read(MAX_LIST_BYTES + 1)
     except OSError:
         return None
 

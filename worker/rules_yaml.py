@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from worker.policy import BlockRate, Decision, HashList, PolicyTest
-from worker.policy_files import PolicyFiles
+from worker.policy_files import PolicyFiles, is_file
 from worker.types import digest_of
 from worker.yaml_texts import duration, label
 from worker.yaml_values import Located, Problem
@@ -64,7 +64,7 @@ def tests_of(at: Located, files: PolicyFiles, *, images: bool) -> tuple[PolicyTe
     for item in at.items(at_most=MAX_TESTS):
         of = item.fields(required=("image", "expect"), optional=("tenant",))
         path = files.path(of["image"])
-        if images and path is not None and not path.is_file():
+        if images and path is not None and not is_file(path):
             of["image"].refuse(f"{path} is not there; add the image or remove the test")
         tests.append(
             PolicyTest(

@@ -160,9 +160,9 @@ class ImageFacts:
     """What is known of an image besides its embedding.
 
     ``sha256`` is the hex digest of its bytes; ``perceptual_hash`` the PDQ hash of its first frame
-    (256 bits in hex), None where it was not computed or the frame is too plain for one; ``width``
-    and ``height`` are in pixels as shown, after EXIF orientation; ``rows`` gives, for each row of
-    pixels and of the embedding, the index of the frame it was taken from.
+    (256 bits in hex), None where it was not computed or the frame is ``too_plain`` for one;
+    ``width`` and ``height`` are in pixels as shown, after EXIF orientation; ``rows`` gives, for
+    each row of pixels and of the embedding, the index of the frame it was taken from.
     """
 
     sha256: str
@@ -173,6 +173,12 @@ class ImageFacts:
     bytes: int
     frames: int
     rows: tuple[int, ...]
+    too_plain: bool = False
+
+    @property
+    def unhashed(self) -> bool:
+        """Whether nobody looked for a perceptual hash, so that there may be one."""
+        return self.perceptual_hash is None and not self.too_plain
 
 
 @dataclass(frozen=True, slots=True)

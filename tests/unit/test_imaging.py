@@ -112,6 +112,14 @@ def test_there_is_no_perceptual_hash_where_none_is_wanted() -> None:
     sha256 = hashlib.sha256(body).hexdigest()
     without = decode(body, sha256, SPEC, FramePlan(), LIMITS, hashed=False)
     assert without.facts.perceptual_hash is None
+    assert without.facts.unhashed
+
+
+def test_picture_too_plain_for_a_perceptual_hash_is_told_from_one_nobody_looked_at() -> None:
+    pytest.importorskip("pdqhash", reason="pdqhash is not installed: there are no hashes")
+    facts = decoded(encoded(Image.new("RGB", (300, 200), "teal"), "PNG")).facts
+    assert facts.perceptual_hash is None
+    assert not facts.unhashed
 
 
 def test_one_pixel_is_an_image() -> None:

@@ -146,10 +146,10 @@ async def test_another_precision_of_the_same_model_is_comparable(store: Embeddin
 # ---------------------------------------------------------------- lists
 
 
-def listing(folder: Path, *hashes: str) -> CompiledPolicy:
-    """Blocks what is within three bits of these."""
+def listing(folder: Path, *hashes: str, action: str = "block") -> CompiledPolicy:
+    """Blocks what is within three bits of these, unless ``action`` says otherwise."""
     (folder / "known.txt").write_text("\n".join(hashes))
-    known = {"id": "known", "file": "known.txt", "action": "block", "distance": 3}
+    known = {"id": "known", "file": "known.txt", "action": action, "distance": 3}
     return compiled(lists=[known], folder=folder)
 
 
@@ -161,6 +161,17 @@ async def test_an_image_on_a_list_is_settled_by_it(store: EmbeddingStore, tmp_pa
     found = replay(past, listing(tmp_path, "ff" * 32), ENCODER.info)
     assert found.decisions.severity.tolist() == [2, 0]
     assert found.decisions.names[found.decisions.decided_by[0]] == "list known"
+
+
+async def test_a_list_allows_no_animation_for_its_first_frame(
+    store: EmbeddingStore, tmp_path: Path
+) -> None:
+    still = embedding("still", "red", hash_="ff" * 32)
+    moving = embedding("moving", "blue", "red", hash_="ff" * 32)
+    said = [verdict(image.facts.sha256[:4], image, THEN) for image in (still, moving)]
+    past = await past_of(records(*said), records(still, moving), store)
+    found = replay(past, listing(tmp_path, "ff" * 32, action="allow"), ENCODER.info)
+    assert found.decisions.severity.tolist() == [0, 2]
 
 
 async def test_a_list_needs_no_embedding(store: EmbeddingStore, tmp_path: Path) -> None:

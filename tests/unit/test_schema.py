@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,13 @@ def test_embedding_survives_the_topic_bit_for_bit() -> None:
     assert parsed.key == embedding().key
     assert parsed.facts == embedding().facts
     assert parsed.rows.tobytes() == embedding().rows.tobytes()
+
+
+def test_embedding_of_a_picture_too_plain_for_a_hash_says_so_there_and_back() -> None:
+    plain = replace(
+        embedding(), facts=replace(embedding().facts, perceptual_hash=None, too_plain=True)
+    )
+    assert parse_embedding(encode_embedding(plain)).facts == plain.facts
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def explain(
                 needed=_needed(score, thresholds, category.calibration),
             )
         )
-    listed = compiled.lists.match(embedding.facts.perceptual_hash)
+    listed = compiled.lists.match(embedding.facts.perceptual_hash, embedding.facts.frames)
     if listed is not None:
         return Explained(listed.action, listed.id, listed, tuple(explained))
     return Explained(decided.decision, decided.decided_by, None, tuple(explained))

@@ -133,6 +133,10 @@ class EmbeddingStore:
             for place, known in zip(places.tolist(), hashed.tolist(), strict=True)
         ]
 
+    def frames(self, places: Indices) -> NDArray[np.int64]:
+        """How many the files have, scored or not."""
+        return self._fields_of(places)[:, _FRAMES]
+
     def __getitem__(self, place: int) -> Embedding:
         fields = self._fields[_FIELDS * place : _FIELDS * (place + 1)]
         rows = self.rows(np.array([place]))

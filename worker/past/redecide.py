@@ -112,7 +112,8 @@ def _redecided(
     model = replace(model, name=before["model"], precision=before["precision"])
     supersedes = UUID(before["verdict_id"])
     policy, facts = compiled.policy, embedding.facts
-    if listed := compiled.lists.match(before["perceptual_hash"] or facts.perceptual_hash):
+    hash_ = before["perceptual_hash"] or facts.perceptual_hash
+    if listed := compiled.lists.match(hash_, facts.frames):
         verdict = listed_verdict(
             request, Recognised(listed, facts, "none"), policy, model, worker, 0.0, supersedes
         )

@@ -170,9 +170,11 @@ def _settle_by_lists(
     found = past.embeddings.perceptual_hashes(places[kept])
     for row, hash_ in zip(kept.tolist(), found, strict=True):
         hashes[row] = hashes[row] or hash_
+    frames = np.ones(len(places), dtype=np.intp)  # what was never embedded was settled by one
+    frames[kept] = past.embeddings.frames(places[kept])
     match = cache(compiled.lists.match)
-    for row, hash_ in enumerate(hashes):
-        if listed := match(hash_):
+    for row, (hash_, count) in enumerate(zip(hashes, frames.tolist(), strict=True)):
+        if listed := match(hash_, count):
             on_list[row] = True
             severity[row] = ACTIONS.index(listed.action)
             decided_by[row] = len(compiled.categories) + lists.index(listed.id)
