@@ -136,6 +136,13 @@ async def test_the_same_bytes_under_two_labels_are_told_of(tmp_path: Path) -> No
     assert note == "a and b are the same image, labelled 'red' and 'green'"
 
 
+async def test_images_whose_near_duplicates_nobody_can_know_are_counted(tmp_path: Path) -> None:
+    bench = Bench()
+    bench.decoder.hashing = False
+    [note] = (await bench.embed(at(tmp_path / "a", "red"), at(tmp_path / "b", "green"))).notes
+    assert note.startswith("2 of 2 images have no perceptual hash")
+
+
 async def test_what_was_embedded_before_is_neither_decoded_nor_encoded(tmp_path: Path) -> None:
     stores: Stores = [("memory", MemoryStore())]
     await Bench(stores).embed(at(tmp_path / "a", "red"))

@@ -115,3 +115,19 @@ def test_probabilities_are_those_that_the_worker_gives(calibration: Calibration)
     margins = np.linspace(-10, 10, 101)
     found = probabilities(compiled_of(calibrated, FakeEncoder()), margins[:, None])[:, 0]
     assert probability(fitted, margins) == pytest.approx(found)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("unit", [1e-9, 1e9])
+def test_the_unit_of_the_weights_does_not_matter(method: Method, unit: float) -> None:
+    margins, labels, weights = drawn(400)
+    fitted = fit(method, margins, labels, weights, "x")
+    in_unit = fit(method, margins, labels, unit * weights, "x")
+    assert fitted is not None and in_unit is not None
+    assert probability(in_unit, margins) == pytest.approx(probability(fitted, margins), rel=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_margins_that_are_all_the_same_tell_nothing(method: Method) -> None:
+    labels = np.arange(400) < 150
+    assert fit(method, np.full(400, 0.3), labels, np.ones(400), "x") is None

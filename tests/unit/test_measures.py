@@ -99,3 +99,17 @@ def test_images_seen_twice_make_nothing_surer() -> None:
     again = measured(margins[twice], probabilities[twice], labels[twice], np.ones(600), twice)
     assert again.auroc == pytest.approx(once.auroc)
     assert again.average_precision == pytest.approx(once.average_precision)
+
+
+def test_the_interval_of_the_calibration_error_holds_the_truth_about_as_often_as_it_says() -> None:
+    """Of probabilities that are too low by 0.7 in log-odds, on images drawn whatever they show."""
+    random = np.random.default_rng(6)
+    many = random.normal(-1, 2, 200_000)
+    truth = float(np.abs(sigmoid(many) - sigmoid(many + 0.7)).mean())
+    held, runs, count = 0, 40, 600
+    for _ in range(runs):
+        z = random.normal(-1, 2, count)
+        labels = random.random(count) < sigmoid(z + 0.7)
+        found = measured(z, sigmoid(z), labels, np.ones(count), np.arange(count)).ece
+        held += found.low <= truth <= found.high
+    assert held / runs >= 0.85

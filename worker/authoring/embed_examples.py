@@ -97,7 +97,8 @@ async def examples_of(
             f"{len(left_out)} of the {len(outcomes)} labelled images cannot be examined, which is "
             f"more than half; check their paths. The first of them:\n{named}"
         )
-    return Embedded(examples, left_out, tuple(_contradictions(examples)))
+    notes = (*_contradictions(examples), *_without_hash(examples))
+    return Embedded(examples, left_out, notes)
 
 
 async def _body(image: LabelledImage, fetcher: Fetcher) -> bytes:
@@ -126,6 +127,15 @@ def _contradictions(examples: Iterable[Example]) -> Iterable[str]:
                 f"{before.name} and {example.name} are the same image, labelled {before.label!r} "
                 f"and {example.label!r}"
             )
+
+
+def _without_hash(examples: Sequence[Example]) -> Iterable[str]:
+    if missing := sum(example.embedding.facts.unhashed for example in examples):
+        yield (
+            f"{missing} of {len(examples)} images have no perceptual hash, so those of them that "
+            f"are near-duplicates are held out apart, and figures promise too much; install "
+            f"imagewarden with its extra `pdq`"
+        )
 
 
 class ReadOnly:

@@ -25,16 +25,18 @@ def fit(
     method: Method, margins: Floats, labels: Labels, weights: Floats, fitted_for: str
 ) -> Calibration | None:
     """A calibration at the data's own share of positives; None where margins are no higher for
-    images that show it.
+    images that show it. Of weights only their ratios count.
 
     Raises ``ValueError`` unless there are both positives and negatives, with finite margins.
     """
+    # else the smoothing, which counts images, would depend on the weights' unit
+    weights = weights / weights.mean()
     if method == "isotonic":
         points = _isotonic(margins, labels, weights)
         rises = points[-1][1] > points[0][1]
         return Calibration(fitted_for, method, points=points) if rises else None
     fitted = (fit_platt if method == "platt" else fit_temperature)(margins, labels, weights)
-    if fitted.scale < _SMALLEST_SCALE:
+    if fitted.scale < _SMALLEST_SCALE or np.ptp(margins) == 0:  # where scale and bias are one
         return None
     return Calibration(fitted_for, method, scale=fitted.scale, bias=fitted.bias)
 

@@ -33,19 +33,26 @@ def measured(
 ) -> Measures:
     """95 % intervals by drawing whole ``groups`` of images anew (Efron and Tibshirani 1993).
 
-    Resampling adds noise of its own, which only ever raises a mean of distances. So the interval
-    of the calibration error is moved down by as much as resampling raises it on the average.
+    How many images show it is a part of what a calibration error measures, so for that they are
+    drawn together with the others. Resampling adds noise of its own, which only ever raises a mean
+    of distances; so its interval is moved down by as much as resampling raises it on the average.
+    What the sample's own noise adds to the estimate stays in: of few images it is an upper one.
     """
     by_margin, by_probability = _Ranked.of(margins), _Ranked.of(probabilities)
     chunks = [
         (
             weighted_auroc(margins, labels, drawn),
             _precision(by_margin, labels, drawn),
-            _error(by_probability, probabilities, labels, drawn, _BINS),
         )
         for drawn in resampled_weights(labels, weights, groups)
     ]
-    auroc, precision, errors = (np.concatenate(found) for found in zip(*chunks, strict=True))
+    auroc, precision = (np.concatenate(found) for found in zip(*chunks, strict=True))
+    errors = np.concatenate(
+        [
+            _error(by_probability, probabilities, labels, drawn, _BINS)
+            for drawn in resampled_weights(labels, weights, groups, apart=False)
+        ]
+    )
     errors[1:] -= errors[1:].mean() - errors[0]
     ece = interval(errors)
     return Measures(

@@ -53,16 +53,24 @@ def recall_at(scores: Floats, labels: Labels, weights: Floats, fpr: float) -> Fl
 
 
 def resampled_weights(
-    labels: Labels, weights: Floats, groups: NDArray[np.intp], resamples: int = RESAMPLES
+    labels: Labels,
+    weights: Floats,
+    groups: NDArray[np.intp],
+    resamples: int = RESAMPLES,
+    *,
+    apart: bool = True,
 ) -> Iterator[Floats]:
     """Chunks of [resamples, images]: each image's weight times how often its group was drawn. The
     first row of the first chunk is the sample itself. A draw without any image of a kind that there
-    is would say nothing, and is left out. The same at every call."""
+    is would say nothing, and is left out. Unless those that show it are drawn ``apart``, how many
+    they are varies too, as among images that were drawn whatever they show. The same at every call.
+    """
     random = np.random.default_rng(20)
     _, group_of = np.unique(groups, return_inverse=True)
     shows = np.zeros(group_of.max() + 1, dtype=np.bool_)
     shows[group_of[labels]] = True
-    strata = [places for places in (np.flatnonzero(shows), np.flatnonzero(~shows)) if len(places)]
+    kinds = (shows, ~shows) if apart else (np.ones_like(shows),)
+    strata = [places for places in map(np.flatnonzero, kinds) if len(places)]
     yield weights[None, :]
     for start in range(0, resamples, _AT_ONCE):
         rows = min(_AT_ONCE, resamples - start)
