@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -24,3 +26,10 @@ def data() -> Path:
 def kafka_python_speaks() -> None:
     """Commands that a test ran in this process have told it to be silent."""
     logging.getLogger("kafka").setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True)
+def structlog_is_as_it_comes() -> Iterator[None]:
+    """Commands that a test runs in this process set the log up for good."""
+    yield
+    structlog.reset_defaults()

@@ -127,7 +127,9 @@ def _calibration() -> Schema:
         "From margins to probabilities; `imagewarden policy calibrate` writes it.",
         {
             "method": choice("How it was fitted.", get_args(Method)),
-            "for": digest("Of all that the margin depends on; for other wording it is void."),
+            "for": digest(
+                "Digest of all that the margin depends on. Edit any of it and this is void."
+            ),
             "scale": {
                 **number("Factor on the margin.", 0, LARGEST),
                 "exclusiveMinimum": 0,
@@ -149,7 +151,7 @@ def _calibration() -> Schema:
                 ),
                 "minItems": 2,
             },
-            "data": digest("Of the labelled images it was fitted on."),
+            "data": digest("Digest of the labelled images that it was fitted on."),
             "positives": integer("How many of them show the category.", 0, 2**53),
             "negatives": integer("How many of them do not.", 0, 2**53),
             "prevalence": {
@@ -189,9 +191,10 @@ def _method(method: Method, needed: Sequence[str]) -> Schema:
 
 def _threshold(description: str) -> Schema:
     rates = {
-        "fpr": "Share of the images that do not show it, of which at most so many reach it.",
-        "recall": "Share of the images that show it, of which at least so many reach it.",
-        "precision": "Share of those that reach it which show it; takes a `prevalence`.",
+        "fpr": "Of the images that do not show it, at most this share is to reach the threshold.",
+        "recall": "Of the images that show it, at least this share is to reach the threshold.",
+        "precision": "Of the images that reach the threshold, at least this share is to show it. "
+        "Needs a `prevalence`.",
     }
     target = object_of(
         "What `imagewarden policy calibrate` solves the value for.",

@@ -37,7 +37,6 @@ dlq = typer.Typer(no_args_is_help=True, help="Dead letters: what was not a reque
 cli.add_typer(dlq, name="dlq")
 cli.add_typer(policy, name="policy")
 cli.add_typer(embeddings, name="embeddings")
-register(cli)
 
 
 @cli.command()
@@ -148,6 +147,9 @@ def demo(
     raise typer.Exit(reported(lambda: show(keep=keep)))
 
 
+register(cli)
+
+
 def _print_version(asked: bool) -> None:
     if asked:
         typer.echo(f"imagewarden {__version__}")
@@ -155,13 +157,14 @@ def _print_version(asked: bool) -> None:
 
 
 @cli.callback()
-def _version(
+def _begin(
     version: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),
     ] = False,
 ) -> None:
-    pass
+    # What fails before a command sets up its own goes to standard error too
+    set_up_logs("warning", "auto")
 
 
 def main() -> None:

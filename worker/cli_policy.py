@@ -72,8 +72,9 @@ def policy_calibrate(
     method: Annotated[
         Fitting,
         typer.Option(
-            help="How margins become probabilities. isotonic needs 100 images of each kind; auto "
-            "takes what does best on images that were held out."
+            metavar="METHOD",
+            help="How margins become probabilities: platt; isotonic, which needs 100 images of "
+            "each kind; temperature; or auto, what does best on images that were held out.",
         ),
     ] = Fitting.PLATT,
     prevalence: Annotated[
@@ -148,7 +149,10 @@ def policy_fit_head(
         ),
     ] = None,
     method: Annotated[
-        Fitting, typer.Option(help="How margins become probabilities, as in `policy calibrate`.")
+        Fitting,
+        typer.Option(
+            metavar="METHOD", help="How margins become probabilities, as in `policy calibrate`."
+        ),
     ] = Fitting.PLATT,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print, and leave everything as it is.")
@@ -198,7 +202,8 @@ def policy_backtest(
         ),
     ] = None,
     until: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Needs --since; by itself, now.")
+        str | None,
+        typer.Option(metavar="TIME", help="By itself, now. With --input it needs --since."),
     ] = None,
     input: Annotated[
         list[Path] | None,
@@ -232,7 +237,7 @@ def policy_backtest(
 
     Prints flips by category, tenant and day, and those that change most; as JSON lines, every flip.
 
-    Exits with 0, also where decisions flip; with 1 where --max-flips is passed.
+    Exits with 0, also where decisions flip; with 1 where more flip than --max-flips allows.
     """
     from worker.commands.policy_backtest import BacktestOptions, run_backtest
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -112,6 +114,11 @@ def reported(command: Callable[[], T]) -> T:
     except Misconfigured as error:
         typer.echo(f"imagewarden: {error}", err=True)
         raise typer.Exit(Exit.USAGE) from None
+    except BrokenPipeError:
+        # Who reads the output has seen enough, as `head` has: what is left to write goes nowhere,
+        # and the code is a shell's for SIGPIPE
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(141) from None
     except ConnectionError as error:
         typer.echo(f"imagewarden: {error}", err=True)
         raise typer.Exit(Exit.NOT_EXAMINED) from None

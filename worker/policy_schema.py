@@ -147,7 +147,7 @@ def _limits() -> Schema:
                 "pattern": whole(DURATION.pattern),
             },
             "share": {
-                **number("Of the requests; above 0 and below 1.", 0, 1),
+                **number("Share of the requests, above 0 and below 1.", 0, 1),
                 "exclusiveMinimum": 0,
                 "exclusiveMaximum": 1,
             },

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
 
@@ -19,6 +22,7 @@ from worker.commands.render import Exit, exit_code
 from worker.schema import ModelRef, PolicyRef, Verdict
 
 DIGEST = "sha256:" + "0" * 64
+REPOSITORY = Path(__file__).parents[2]
 
 
 def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -118,6 +122,32 @@ def test_a_wrong_setting_is_a_sentence_whatever_the_command(command: list[str]) 
     assert (done.exit_code, done.stdout) == (Exit.USAGE, "")
     assert done.stderr.startswith("imagewarden: IMAGEWARDEN_WORK__IMAGES is wrong: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_without_a_word() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "worker", "policy", "check", "policies/demo.yaml"],
+        cwd=REPOSITORY,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full here")
+def test_output_that_cannot_be_written_is_a_failure_in_the_log() -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "worker", "policy", "check", "policies/demo.yaml"],
+            cwd=REPOSITORY,
+            stdout=full,
+            stderr=subprocess.PIPE,
+        )
+    assert done.returncode == Exit.FAILED
+    assert json.loads(done.stderr)["event"] == "failed"
 
 
 def test_the_exit_code_tells_the_worst_of_all_verdicts() -> None:

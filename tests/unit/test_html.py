@@ -130,6 +130,15 @@ def test_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path,
         check_place(tmp_path / name)
 
 
+def test_place_of_something_else_is_refused(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("version: 1")
+    with pytest.raises(
+        Misconfigured, match=r"policy\.yaml: a report is HTML; name a file that ends"
+    ):
+        check_place(policy)
+
+
 def test_place_that_can_be_written_is_left_alone(tmp_path: Path) -> None:
     check_place(tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []

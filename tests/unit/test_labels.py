@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,7 +135,7 @@ def test_what_shows_a_category_shows_those_above_it_and_maybe_those_below(tmp_pa
         ('path,label\na.jpg,"fire\n', ":2: is no CSV from here on"),
         ('path,label\na.jpg,"fi"re\n', ":2: is no CSV from here on"),
         ("path,label\na.jpg,fire,\n", ":2: has 3 columns where the first line names 2"),
-        ("path,label\na.jpg\n", ":2: has 1 columns where the first line names 2"),
+        ("path,label\na.jpg\n", ":2: has 1 column where the first line names 2"),
         ("path,label\n,fire\n", ":2: must have a `path` or a `url`"),
         ("path,url,label\na.jpg,http://h/a,fire\n", "or a `url`, and not both"),
         ("path,label\nhttps://h/a.jpg,fire\n", ":2: has a URL for its `path`"),
@@ -173,6 +174,25 @@ def test_an_option_that_fits_nothing_is_refused(
     tmp_path: Path, options: dict[str, object], sentence: str
 ) -> None:
     assert sentence in problems(tmp_path, "path,label\na.jpg,fire\n", **options)[0]
+
+
+@pytest.mark.parametrize("content", [b"path,label\n\xff", None])
+def test_a_file_that_cannot_be_read_has_no_other_problem(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    file = tmp_path / "labels.csv"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InvalidLabels) as refused:
+        read_labels(file, CATEGORIES)
+    assert len(refused.value.problems) == 1
+
+
+def test_the_label_none_means_none_whatever_the_categories_are(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text("path,label\na.jpg,fire\nb.jpg,none\n")
+    categories = [*CATEGORIES, replace(CATEGORIES[0], id="new.one")]
+    assert read_labels(file, categories).meanings == {"fire": "hazard.fire"}
 
 
 def test_every_problem_is_told_at_once(tmp_path: Path) -> None:

@@ -87,6 +87,17 @@ async def test_what_gets_stricter_is_laid_to_the_category_that_asks_now(
         assert flip.probability_before == pytest.approx(flip.probability_after)
 
 
+async def test_an_image_that_was_asked_about_often_is_shown_once_for_a_tenant(
+    store: EmbeddingStore,
+) -> None:
+    found = backtest(await a_past(store), compiled(red(block=1.0), green()), ENCODER.info)
+    assert sum(found.flips.values()) == len(found.flipped) == 4
+    assert sorted((flip.sha256, flip.tenant or "") for flip in found.shown) == [
+        (RED.key.sha256, ""),
+        (RED.key.sha256, "t"),
+    ]
+
+
 async def test_days_have_the_shares_before_and_after(store: EmbeddingStore) -> None:
     found = backtest(await a_past(store), compiled(red(block=1.0)), ENCODER.info)
     shares = [
@@ -112,7 +123,7 @@ async def test_what_was_not_decided_again_has_no_part(store: EmbeddingStore) -> 
     found = backtest(past, compiled(on_error="block"), ENCODER.info)
     assert (found.requests, found.replayed) == (2, 1)
     assert found.left_out == {"could not be examined then (host_unavailable)": 1}
-    assert any("'block' by `on_error`" in note for note in found.notes)
+    assert any("'block' by on_error" in note for note in found.notes)
 
 
 async def test_a_brake_is_told_and_does_not_count_as_a_flip(store: EmbeddingStore) -> None:
@@ -130,7 +141,7 @@ async def test_the_page_shows_what_was_found(store: EmbeddingStore) -> None:
     past = await a_past(store)
     new = compiled(red(block=1.0), green(review=1.0))
     found = backtest(past, new, ENCODER.info)
-    pictures = [b"\xff\xd8jpeg", "another image is there by now", *[None] * 4]
+    pictures = [b"\xff\xd8jpeg", "another image is there by now", None]
     page = backtest_page(found, [new.policy, THEN.policy], past.window, pictures)
     for part in ("block → review", "review → allow", "2026-11-20", "data:image/jpeg;base64,"):
         assert part in page
@@ -214,9 +225,14 @@ def test_directions_read_as_they_are_said() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (["embeddings", "export", "--since", "yesterday", "--out", "x"], 2, "is no time; write"),
-        (["embeddings", "export", "--out", "absent/x"], 2, "there is no folder absent"),
-        (["embeddings", "export", "--out", "x"], 3, "no Kafka broker answers"),
+        (
+            ["embeddings", "export", "--since", "yesterday", "--out", "x.parquet"],
+            2,
+            "is no time; write",
+        ),
+        (["embeddings", "export", "--out", "absent/x.parquet"], 2, "there is no folder absent"),
+        (["embeddings", "export", "--out", "policy.yaml"], 2, "name a file that ends in .parquet"),
+        (["embeddings", "export", "--out", "x.parquet"], 3, "no Kafka broker answers"),
         (["redecide", "--policy", "p.yaml", "--since", "2d", "--until", "3d"], 2, "nothing lies"),
         (["redecide", "--policy", "absent.yaml", "--since", "2d"], 2, "absent.yaml"),
         (["policy", "backtest", "p.yaml", "--since", "2999-01-01"], 2, "in the future"),

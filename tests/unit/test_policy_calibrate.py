@@ -6,6 +6,7 @@ import asyncio
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -109,6 +110,19 @@ def test_a_policy_is_calibrated_and_the_figures_are_printed(
     assert "block 0.9: FPR" in said.out
     assert "nobody said where all images that show it come from" in said.err
     assert "these labels count as showing no category: blue" in said.err
+
+
+def test_on_a_narrow_terminal_names_and_thresholds_are_still_there(
+    calibrated: Callable[..., Exit],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "56")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    calibrated(dry_run=True)
+    said = capsys.readouterr().out
+    assert "colour" in said and "recall" in said
+    assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", said).splitlines())) <= 56
 
 
 def test_a_dry_run_prints_and_writes_nothing(

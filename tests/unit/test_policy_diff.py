@@ -272,6 +272,29 @@ def test_block_of_an_uncalibrated_category_is_not_said_to_block() -> None:
     assert said == "colour.red: probabilities from 0.8 to below 0.9 are reviewed now too"
 
 
+def test_what_both_thresholds_take_is_said_to_be_blocked_alone() -> None:
+    old, new = policies(
+        {"calibration": FITTED, "review": 0.95, "block": 0.95},
+        {"calibration": FITTED, "review": 0.85, "block": 0.85},
+    )
+    assert consequences(old, new) == (
+        "colour.red: probabilities from 0.85 to below 0.95 are blocked now too",
+    )
+
+
+def test_what_is_blocked_now_is_not_said_to_be_reviewed() -> None:
+    lower = {"calibration": FITTED, "review": 0.6, "block": 0.7}
+    higher = {"calibration": FITTED, "review": 0.8, "block": 0.9}
+    assert consequences(*policies(higher, lower)) == (
+        "colour.red: probabilities from 0.6 to below 0.7 are reviewed now too",
+        "colour.red: probabilities from 0.7 to below 0.9 are blocked now too",
+    )
+    assert consequences(*policies(lower, higher)) == (
+        "colour.red: probabilities from 0.6 to below 0.7 are reviewed no longer",
+        "colour.red: probabilities from 0.7 to below 0.9 are blocked no longer",
+    )
+
+
 def test_version_that_was_not_raised_is_pointed_out() -> None:
     old, new = policy_of(category(review=0.5), version=3), policy_of(category(review=0.4))
     assert any(

@@ -6,10 +6,13 @@ the images, and a backtest tells.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from worker.authoring.diff import Pair, in_force, paired, same_margins, tenants_of
 from worker.policy import Category, Policy, Thresholds
+
+Span = tuple[float, float]  #: probabilities from one to below another
 
 
 def consequences(old: Policy, new: Policy) -> tuple[str, ...]:
@@ -88,8 +91,8 @@ def _of_thresholds(old: Policy, new: Policy, pairs: Sequence[Pair]) -> Iterator[
             before = _that_act(pair.old, in_force(old, pair.old.id, tenant))
             after = _that_act(pair.new, in_force(new, pair.new.id, tenant))
             whose = f"{pair.id} for {tenant}" if tenant else pair.id
-            yield from _moved(whose, "reviewed", before.review, after.review)
-            yield from _moved(whose, "blocked", before.block, after.block)
+            yield from _moved(whose, "reviewed", _reviewed(before), _reviewed(after))
+            yield from _moved(whose, "blocked", _blocked(before), _blocked(after))
 
 
 def _that_act(category: Category, written: Thresholds) -> Thresholds:
@@ -99,17 +102,30 @@ def _that_act(category: Category, written: Thresholds) -> Thresholds:
     return Thresholds(written.block if written.review is None else written.review, None)
 
 
-def _moved(whose: str, done: str, before: float | None, after: float | None) -> Iterator[str]:
-    if before == after:
-        return
+def _reviewed(thresholds: Thresholds) -> Span | None:
+    """Block beats review."""
+    review, block = thresholds.review, _blocked(thresholds)
+    end = block[0] if block else math.inf
+    return None if review is None or review >= end else (review, end)
+
+
+def _blocked(thresholds: Thresholds) -> Span | None:
+    return None if thresholds.block is None else (thresholds.block, math.inf)
+
+
+def _moved(whose: str, done: str, before: Span | None, after: Span | None) -> Iterator[str]:
+    """Of the lower ends; where the upper one moved, the other action tells."""
     if before is None:
-        yield f"{whose}: probabilities from {after:g} are {done} now; none were before"
+        if after is not None:
+            yield f"{whose}: probabilities from {after[0]:g} are {done} now; none were before"
     elif after is None:
         yield f"{whose}: none is {done} any more"
-    elif after < before:
-        yield f"{whose}: probabilities from {after:g} to below {before:g} are {done} now too"
-    else:
-        yield f"{whose}: probabilities from {before:g} to below {after:g} are {done} no longer"
+    elif after[0] < before[0]:
+        end = min(before[0], after[1])
+        yield f"{whose}: probabilities from {after[0]:g} to below {end:g} are {done} now too"
+    elif before[0] < after[0]:
+        end = min(after[0], before[1])
+        yield f"{whose}: probabilities from {before[0]:g} to below {end:g} are {done} no longer"
 
 
 def _of_the_whole(old: Policy, new: Policy) -> Iterator[str]:

@@ -29,6 +29,8 @@ def check_place(path: Path) -> None:
         raise Misconfigured(
             f"{path} is a folder; name a file in it, such as {path / 'report.html'}"
         )
+    if path.suffix.lower() not in (".html", ".htm"):  # such as the policy, by a slip
+        raise Misconfigured(f"{path}: a report is HTML; name a file that ends in .html")
     if not os.access(path.absolute().parent, os.W_OK):
         raise Misconfigured(
             f"{path} cannot be written: its folder is missing or may not be written to; create it, "

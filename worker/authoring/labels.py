@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from worker.authoring.meanings import meanings_of
+from worker.authoring.quantities import counted
 from worker.egress import public_url
 from worker.errors import Misconfigured
 from worker.policy import Category
@@ -146,7 +147,10 @@ def _in_folder(folder: Path, problems: list[str]) -> Iterator[LabelledImage]:
 def _in_file(
     file: Path, source: str | None, source_until: str | None, problems: list[str]
 ) -> Iterator[LabelledImage]:
-    rows = _rows(file, problems)
+    text = _text(file, problems)
+    if text is None:
+        return
+    rows = _rows(file, text, problems)
     line, header = next(rows, (1, []))
     columns = [name.strip() for name in header]
     if wrong := _wrong_with(columns, source):
@@ -157,7 +161,8 @@ def _in_file(
         place = f"{file}:{line}"
         if len(row) != len(columns):
             problems.append(
-                f"{place}: has {len(row)} columns where the first line names {len(columns)}; "
+                f"{place}: has {counted(len(row), 'column')} where the first line names "
+                f"{len(columns)}; "
                 f"put a value that contains a comma in double quotes"
             )
             continue
@@ -182,19 +187,22 @@ def _in_file(
         )
 
 
-def _rows(file: Path, problems: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """Rows that are not empty, each with the line it begins on."""
+def _text(file: Path, problems: list[str]) -> str | None:
     try:
         raw = file.read_bytes()
     except OSError as error:
         problems.append(f"{file}: cannot be read ({error.strerror}); check its name and its rights")
-        return
+        return None
     try:
-        text = raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         problems.append(f"{file}:{line}: is not UTF-8; save the file as CSV in UTF-8")
-        return
+        return None
+
+
+def _rows(file: Path, text: str, problems: list[str]) -> Iterator[tuple[int, list[str]]]:
+    """Rows that are not empty, each with the line it begins on."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     line = 1
     try:

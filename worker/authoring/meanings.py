@@ -50,7 +50,7 @@ def meanings_of(
                 f"{place}: the label {label!r} may mean {' or '.join(candidates)}; say which "
                 f"with --label {label}=CATEGORY"
             )
-        elif alike := _alike(label, ids):
+        elif label != NO_CATEGORY and (alike := _alike(label, ids)):
             problems.append(
                 f"{place}: no category is named {label!r}; if it is {alike}, say so with "
                 f"--label {label!r}={alike}, and if it is none, with --label {label!r}="

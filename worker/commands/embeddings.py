@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import typer
+from rich.filesize import decimal
 
 from worker.commands.past import past_of_topics, reader_of, window_of
 from worker.commands.render import Exit, progress_bar
@@ -18,6 +19,8 @@ from worker.settings import Settings
 async def export(settings: Settings, since: str, until: str | None, out: Path) -> Exit:
     """Writes the file, whole or not at all."""
     window = window_of(since, until)
+    if out.suffix != ".parquet":  # such as a policy, by a slip
+        raise Misconfigured(f"{out}: the past is Parquet; name a file that ends in .parquet")
     if not out.parent.is_dir():
         raise Misconfigured(f"there is no folder {out.parent} to write {out.name} into; create it")
     with EmbeddingStore() as store:
@@ -39,7 +42,7 @@ def _tell(past: Past, rows: int, out: Path) -> None:
         typer.echo(sentence, err=True)
     typer.echo(
         f"{out}: {len(past):,} verdicts of {past.window} on {len(past.embeddings):,} embeddings, "
-        f"in {rows:,} rows and {out.stat().st_size / 1e6:,.1f} MB; "
+        f"in {rows:,} rows and {decimal(out.stat().st_size)}; "
         f"without an embedding: {len(past) - past.embedded():,}",
         err=True,
     )

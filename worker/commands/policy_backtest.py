@@ -85,7 +85,7 @@ async def run_backtest(
         if not found.replayed:
             raise Misconfigured(_nothing_replayed(found))
     if options.report:
-        pictures = await thumbnails_of(settings, places, found.flipped[:SHOWN])
+        pictures = await thumbnails_of(settings, places, found.shown[:SHOWN])
         _write_report(options, policies, past, found, pictures)
     _print(found, format)
     if options.max_flips is not None and found.share.value > options.max_flips:
@@ -168,7 +168,7 @@ def _tables(found: Backtest) -> Iterator[Table]:
         yield _flip_table("tenant", found.tenants)
     yield _day_table(found)
     if found.flipped:
-        yield _worst_table(found.flipped[:_PRINTED])
+        yield _worst_table(found.shown[:_PRINTED])
 
 
 def _table(*columns: str, title: str, numbers: Sequence[str] = ()) -> Table:
@@ -181,7 +181,7 @@ def _table(*columns: str, title: str, numbers: Sequence[str] = ()) -> Table:
 
 def _flip_table(what: str, groups: Sequence[FlipGroup]) -> Table:
     directions = [each for each in DIRECTIONS if any(each in group.flips for group in groups)]
-    numbers = ("images", "flips", *map(str, directions))
+    numbers = ("requests", "flips", *map(str, directions))
     table = _table(what, *numbers, title=f"Flips by {what}", numbers=numbers)
     for group in groups:
         counts = [count(group.flips[each]) if each in group.flips else "" for each in directions]
@@ -191,7 +191,7 @@ def _flip_table(what: str, groups: Sequence[FlipGroup]) -> Table:
 
 def _day_table(found: Backtest) -> Table:
     columns = ("review before", "after", "block before", "after ")
-    table = _table("day", "images", *columns, title="Shares by day, with 95 % intervals")
+    table = _table("day", "requests", *columns, title="Shares by day, with 95 % intervals")
     for day in found.days:
         shares = (
             _with_interval(side[action])

@@ -160,8 +160,9 @@ def print_calibrated(calibrated: Calibrated) -> None:
 def _table(fits: Sequence[Fit]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("category", overflow="fold")
+    # folding too: else names and thresholds have no room left on a narrow terminal
     for column in ("images", "AUROC", "ECE"):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right", overflow="fold")
     table.add_column("thresholds on held-out images, with 95 % intervals", overflow="fold")
     for fit in fits:
         images = f"{fit.positives} + {fit.negatives}"

@@ -90,7 +90,11 @@ def read_candidates(file: Path) -> list[Candidate]:
     those that begin with `#` are passed over. Raises ``Misconfigured``."""
     try:
         text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise Misconfigured(
+            f"{file} cannot be read ({error.strerror}); check its name and its rights"
+        ) from error
+    except UnicodeDecodeError as error:
         raise Misconfigured(f"{file} cannot be read as text in UTF-8 ({error})") from error
     candidates: dict[str, Candidate] = {}
     problems = []

@@ -101,6 +101,14 @@ class Backtest:
         """Of what was decided again, the share that flips."""
         return wilson(sum(self.flips.values()), self.replayed)
 
+    @property
+    def shown(self) -> list[Flip]:
+        """For people to look at: of the flips of one image for one tenant, the first."""
+        first: dict[tuple[str | None, ...], Flip] = {}
+        for flip in self.flipped:
+            first.setdefault((flip.sha256 or flip.request_id, flip.tenant), flip)
+        return list(first.values())
+
 
 def backtest(
     past: Past,
@@ -256,7 +264,7 @@ def _notes(past: Past, new: CompiledPolicy, against: CompiledPolicy | None) -> l
     notes = past.tally.sentences()
     if new.uncalibrated:
         notes.append(
-            f"Not calibrated, and so never blocking unless the policy says `block_uncalibrated`: "
+            f"Not calibrated, and so never blocking unless the policy says block_uncalibrated: "
             f"{', '.join(new.uncalibrated)}."
         )
     braked = pc.sum(past.verdicts["braked"]).as_py() or 0
@@ -276,6 +284,6 @@ def _notes(past: Past, new: CompiledPolicy, against: CompiledPolicy | None) -> l
     if changed:
         notes.append(
             f"Of {len(failed):,} images that could not be examined, {changed:,} would get "
-            f"{on_error!r} by `on_error`, which they did not get."
+            f"{on_error!r} by on_error, which they did not get."
         )
     return notes

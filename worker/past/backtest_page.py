@@ -27,17 +27,17 @@ def backtest_page(
     pictures: Sequence[bytes | str | None],
 ) -> str:
     """``policies`` are the new one and, where there is one, the one it is held against;
-    ``pictures`` belong to the first flips: a JPEG, or why there is none."""
+    ``pictures`` belong to the first that are shown: a JPEG, or why there is none."""
     new, *against = policies
-    shown = found.flipped[: len(pictures)]
+    shown = found.shown
     return render(
         "backtest.html.j2",
         found=found,
         new=new,
         against=against[0] if against else None,
         window=window,
-        flips=list(zip(shown, pictures, strict=True)),
-        in_all=len(found.flipped),
+        flips=list(zip(shown[: len(pictures)], pictures, strict=True)),
+        in_all=len(shown),
         tables=[
             ("category", found.categories, _directions(found.categories)),
             ("tenant", found.tenants, _directions(found.tenants)),
@@ -78,7 +78,7 @@ def _marks(
     points = [(at + aside, *rate) for at, rate in enumerate(rates)]
     words = [
         f"{day.day}, {name}: {percent(rate.value)} ({percent(rate.low)} to {percent(rate.high)}) "
-        f"of {counted(day.images, 'image')}"
+        f"of {counted(day.images, 'request')}"
         for day, rate in zip(days, rates, strict=True)
     ]
     return [Line([point[:2] for point in points], tone), Dots(points, words, tone, name)]
