@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,8 @@ from worker.policy import Calibration, Category, Head, Policy, Prompt, Threshold
 from worker.types import ModelInfo
 
 Segment = tuple[Prompt, ...]
+
+_TEXTS_AT_ONCE: Final = 128
 
 
 def texts_of(policy: Policy) -> tuple[str, ...]:
@@ -80,8 +83,8 @@ def compile_policy(
         vectors=_columns(
             info.dimension,
             [
-                *(_vector(text, _expanded(policy, text), text_embeddings) for text in places),
-                *(_rounded(np.array(h.vector) / n) for h, n in zip(heads, lengths, strict=True)),
+                *_directions(policy, tuple(places), text_embeddings),
+                *(_rounded(np.array([h.vector]) / n) for h, n in zip(heads, lengths, strict=True)),
             ],
         ),
         gains=np.array([info.logit_scale] * len(places) + lengths),
@@ -192,18 +195,32 @@ def _expanded(policy: Policy, text: str) -> tuple[str, ...]:
     return tuple(template.replace("{}", text) for template in policy.templates)
 
 
-def _vector(
-    text: str, expanded: Sequence[str], embeddings: Mapping[str, NDArray[np.float32]]
-) -> Float64s:
-    rows = [_unit(text, embeddings[one].astype(np.float64)) for one in expanded]
-    return _rounded(_unit(text, np.sum(rows, axis=0)))
+def _directions(
+    policy: Policy, texts: Sequence[str], embeddings: Mapping[str, NDArray[np.float32]]
+) -> Iterator[Float64s]:
+    """Of each text the mean of its templates, of length one: blocks of [texts, dimension].
+
+    In few large steps: numpy gives up Python's lock at each and takes it back before a thread that
+    waits for it has woken, so of many small ones others would wait for the last.
+    """
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        block = texts[start : start + _TEXTS_AT_ONCE]
+        expanded = [[embeddings[one] for one in _expanded(policy, text)] for text in block]
+        of_templates = _units(block, np.array(expanded, dtype=np.float64))
+        yield _rounded(_units(block, of_templates.sum(axis=1)))
 
 
-def _unit(text: str, vector: Float64s) -> Float64s:
-    length = math.sqrt(math.fsum(np.square(vector)))
-    if not (0 < length < math.inf):
-        raise Misconfigured(f"the model has no direction for the prompt {text!r}; reword it")
-    return vector / length
+def _units(texts: Sequence[str], vectors: Float64s) -> Float64s:
+    """[texts, ..., dimension], each brought to length one."""
+    squares = np.square(vectors).reshape(-1, vectors.shape[-1])
+    # fsum rounds once, so no library's order of summation matters
+    lengths = np.array([math.sqrt(math.fsum(row.tolist())) for row in squares])
+    lengths = lengths.reshape(vectors.shape[:-1])
+    for text, of_text in zip(texts, lengths, strict=True):
+        if not np.all((of_text > 0) & (of_text < math.inf)):
+            raise Misconfigured(f"the model has no direction for the prompt {text!r}; reword it")
+    units: Float64s = vectors / lengths[..., None]
+    return units
 
 
 def _rounded(unit: Float64s) -> Float64s:
@@ -211,11 +228,14 @@ def _rounded(unit: Float64s) -> Float64s:
     return rounded
 
 
-def _columns(dimension: int, vectors: Sequence[Float64s]) -> Float64s:
-    """[dimension, vectors]; one by one, as numpy keeps Python's lock until all are in place."""
-    columns = np.empty((dimension, len(vectors)))
-    for place, vector in enumerate(vectors):
-        columns[:, place] = vector
+def _columns(dimension: int, blocks: Sequence[Float64s]) -> Float64s:
+    """[dimension, vectors] of blocks of [vectors, dimension]; one by one, as numpy keeps Python's
+    lock until all are in place."""
+    columns = np.empty((dimension, sum(len(block) for block in blocks)))
+    start = 0
+    for block in blocks:
+        columns[:, start : start + len(block)] = block.T
+        start += len(block)
     return columns
 
 
