@@ -78,6 +78,17 @@ def redis_of(settings: Settings) -> RedisStore | None:
     )
 
 
+def decoder_of(settings: Settings, *, hashed: bool) -> DecoderPool:
+    """Not started yet; ``hashed``: it computes perceptual hashes."""
+    return DecoderPool(
+        processes=settings.decode.processes,
+        timeout_seconds=settings.decode.timeout_seconds,
+        memory_bytes=settings.decode.memory_bytes,
+        max_pixels=settings.decode.max_pixels,
+        hashed=hashed,
+    )
+
+
 @asynccontextmanager
 async def examiner_of(
     settings: Settings,
@@ -91,13 +102,7 @@ async def examiner_of(
     async with AsyncExitStack() as parts:
         fetcher = fetcher_of(settings)
         parts.push_async_callback(fetcher.close)
-        decoder = DecoderPool(
-            processes=settings.decode.processes,
-            timeout_seconds=settings.decode.timeout_seconds,
-            memory_bytes=settings.decode.memory_bytes,
-            max_pixels=settings.decode.max_pixels,
-            hashed=settings.decode.perceptual_hash,
-        )
+        decoder = decoder_of(settings, hashed=settings.decode.perceptual_hash)
         parts.push_async_callback(decoder.close)
         await decoder.start()
         stores: Stores = [("memory", MemoryStore(max_bytes=settings.cache.memory_max_bytes))]

@@ -14,10 +14,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.policy import Decision, HashList
+from worker.policy import SEVERITY, Decision, HashList
 from worker.types import digest_of
-
-_SEVERITY: Final = {Decision.ALLOW: 0, Decision.REVIEW: 1, Decision.BLOCK: 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +64,7 @@ class Lists:
             for one, distance in zip(self._lists, nearest, strict=True)
             if distance <= one.distance and (frames == 1 or one.action is not Decision.ALLOW)
         ]
-        return max(within, key=lambda one: (_SEVERITY[one.action], -one.distance), default=None)
+        return max(within, key=lambda one: (SEVERITY[one.action], -one.distance), default=None)
 
 
 NO_LISTS: Final = Lists(())

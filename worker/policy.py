@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import cached_property
-from typing import Literal
+from typing import Final, Literal
 
 from worker.errors import Misconfigured
 from worker.types import FramePlan, ModelInfo, digest_of
@@ -21,6 +21,10 @@ class Decision(StrEnum):
     REVIEW = "review"
     BLOCK = "block"
     UNDETERMINED = "undetermined"
+
+
+#: How severe each decision on an image that was examined is.
+SEVERITY: Final = {Decision.ALLOW: 0, Decision.REVIEW: 1, Decision.BLOCK: 2}
 
 
 @dataclass(frozen=True, slots=True)

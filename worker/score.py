@@ -36,11 +36,10 @@ import numpy as np
 
 from worker.compiled import CompiledPolicy, Float64s, Indices, Parts
 from worker.frames import deciding_rows
-from worker.policy import Decision, SeverityBand, Thresholds
+from worker.policy import SEVERITY, Decision, SeverityBand, Thresholds
 from worker.types import Embedding, Float16Rows
 
 _BLOCK_ROWS: Final = 512  # in float64 these fit into a core's cache, up to 1024 dimensions or so
-_SEVERITY: Final = {Decision.ALLOW: 0, Decision.REVIEW: 1, Decision.BLOCK: 2}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -233,7 +232,7 @@ def decide(
     modes = [category.mode for category in compiled.categories]
     enforced = tuple(one for one, mode in zip(found, modes, strict=True) if mode == "enforce")
     shadow = tuple(one for one, mode in zip(found, modes, strict=True) if mode == "shadow")
-    first = max(enforced or shadow, key=lambda one: (_SEVERITY[one.action], one.probability))
+    first = max(enforced or shadow, key=lambda one: (SEVERITY[one.action], one.probability))
     decision = first.action if enforced else Decision.ALLOW
     return Decided(
         decision=decision,

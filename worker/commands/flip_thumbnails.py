@@ -14,8 +14,7 @@ from typing import Final
 
 from PIL import Image
 
-from worker.assembly import fetcher_of
-from worker.decode import DecoderPool
+from worker.assembly import decoder_of, fetcher_of
 from worker.errors import Misconfigured, Unexaminable
 from worker.past.backtest import Flip
 from worker.seams import Decoder, Fetcher
@@ -80,12 +79,7 @@ async def thumbnails_of(
     async with AsyncExitStack() as parts:
         fetcher = fetcher_of(settings)
         parts.push_async_callback(fetcher.close)
-        decoder = DecoderPool(
-            processes=settings.decode.processes,
-            timeout_seconds=settings.decode.timeout_seconds,
-            memory_bytes=settings.decode.memory_bytes,
-            max_pixels=settings.decode.max_pixels,
-        )
+        decoder = decoder_of(settings, hashed=False)
         parts.push_async_callback(decoder.close)
         await decoder.start()
         slots = asyncio.Semaphore(_AT_ONCE)
