@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.fitted import example
 from worker.authoring.examples import Example
-from worker.authoring.proportion import wilson
+from worker.authoring.rates import wilson
 from worker.authoring.slices import SMALLEST, Flagged, facets, holm, slices
 
 

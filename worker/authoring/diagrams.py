@@ -12,8 +12,8 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from worker.authoring.axes import Axis, log_odds, powers, shares, shares_from_small
 from worker.authoring.charts import Bars, Dots, Line, Spot, Upright, chart
 from worker.authoring.examples import Floats
-from worker.authoring.proportion import wilson
 from worker.authoring.quantities import count, counted, listed, percent
+from worker.authoring.rates import wilson
 from worker.authoring.results import Fit, ThresholdReport
 
 RELIABILITY_BINS: Final = 15

@@ -1,4 +1,5 @@
-"""How sure a rate is that was counted on few images: Clopper–Pearson on their effective number.
+"""How sure a rate is that was counted on few images: exact bounds to promise by, and an interval to
+describe by.
 
 A share of images, each with a weight, some of them near-duplicates, is as sure as that of fewer
 that are equal and unlike: (Σ w)² / Σ w², summed over groups of near-duplicates (Kish 1965). Exact
@@ -19,6 +20,7 @@ from worker.authoring.results import Interval
 
 ONE_SIDED: Final = 0.05
 """The chance that a rate is beyond a bound that a target is solved on."""
+_Z: Final = 1.959963984540054  # of a normal distribution, 95 % lie within so many deviations
 
 
 def effective_number(weights: Floats, groups: NDArray[np.intp]) -> float:
@@ -66,3 +68,22 @@ def precision_at(recall: Floats, fpr: Floats, prevalence: float) -> Floats:
     where nothing reaches it."""
     right, wrong = prevalence * recall, (1 - prevalence) * fpr
     return np.divide(right, right + wrong, out=np.zeros_like(right), where=right + wrong > 0)
+
+
+def wilson(successes: float, trials: float) -> Interval:
+    """The share of ``trials`` that were successes, with Wilson's 95 % interval (Wilson 1927; Brown,
+    Cai and DasGupta 2001 recommend it for small numbers). Of no trials all is possible.
+
+    Weighted counts are allowed where ``trials`` is their effective number.
+    """
+    if not trials:
+        return Interval(math.nan, 0.0, 1.0)
+    share = successes / trials
+    centre = (share + _Z**2 / (2 * trials)) / (1 + _Z**2 / trials)
+    half = (
+        _Z
+        * math.sqrt(share * (1 - share) / trials + _Z**2 / (4 * trials**2))
+        / (1 + _Z**2 / trials)
+    )
+    # Rounding must not leave the share outside, where it is 0 or 1
+    return Interval(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))

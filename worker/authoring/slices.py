@@ -15,7 +15,7 @@ import numpy as np
 from scipy.stats import fisher_exact
 
 from worker.authoring.examples import Example, Labels
-from worker.authoring.proportion import wilson
+from worker.authoring.rates import wilson
 from worker.authoring.results import Interval
 
 SMALLEST: Final = 20  #: images; slices with fewer are left out

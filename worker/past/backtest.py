@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from worker.authoring.proportion import wilson
+from worker.authoring.rates import wilson
 from worker.authoring.results import Interval
 from worker.compiled import CompiledPolicy, Float64s
 from worker.decide_many import ACTIONS, NOBODY, Codes
