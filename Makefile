@@ -7,14 +7,14 @@ INSTALLED := $(VENV)/installed
 # Of Apache Kafka, where it is started: 1 or 3.
 BROKERS ?= 1
 
-.PHONY: setup fmt lint types test kafka test-kafka chaos fuzz demo bench bench-fairness bench-policies schemas docs lock clean
+.PHONY: setup fmt lint types test kafka test-kafka test-onnx chaos fuzz demo bench bench-fairness bench-policies schemas docs lock clean
 
 setup: $(INSTALLED)
 
 $(INSTALLED): requirements.lock requirements-pdq.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements.lock
-	@# Perceptual hashes come as source only: without a C++ compiler, their tests skip.
+	@# What perceptual hashes are held to comes as source only: without a C++ compiler, that is left out.
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --require-hashes \
 		-r requirements-pdq.lock || echo "left out: pdqhash, which needs a C++ compiler"
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
@@ -43,6 +43,11 @@ test-kafka: setup
 	$(if $(KAFKA_BOOTSTRAP),,$(BIN)/python -m tests.apache_kafka --brokers $(BROKERS)) \
 		$(BIN)/pytest -n 2 --dist loadfile tests/contract tests/e2e
 
+# The model run by ONNX Runtime, which is an extra and not locked.
+test-onnx: setup
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet 'onnxruntime>=1.31' 'onnxscript>=0.7'
+	$(BIN)/pytest tests/unit/test_onnx_engine.py tests/contract/test_encoder.py
+
 # The service under faults, on three brokers; SEED of the faults, and SHORT=1 for two minutes.
 chaos: setup
 	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(SHORT),--short)
@@ -65,8 +70,7 @@ bench-fairness: setup
 
 # Deciding on the past, and what the reload of a large policy costs those who wait for verdicts.
 bench-policies: setup
-	$(BIN)/python -m tests.bench.redecide
-	$(BIN)/python -m tests.bench.reload
+	$(BIN)/imagewarden bench redecide reload
 
 schemas: setup
 	$(BIN)/python -m worker.json_schemas deploy/schemas

@@ -18,7 +18,7 @@ from PIL import Image
 from worker.colours import shown
 from worker.errors import ErrorCode, Stage, Unexaminable
 from worker.image_formats import format_of, reading
-from worker.perceptual import available, perceptual_hash
+from worker.perceptual import perceptual_hash
 from worker.types import Decoded, FramePlan, ImageFacts, PreprocessSpec
 from worker.views import padded, windows
 
@@ -51,7 +51,6 @@ def decode(
     pixels, rows = [], []
     left = limits.max_total_pixels
     size, fingerprint = (0, 0), None
-    hashed = hashed and available()
     for frame in _spread(frames, plan.max_frames):
         with reading(body, format_):
             image.seek(frame)  # the first one too: an HEIC opens at its primary picture

@@ -98,7 +98,6 @@ def test_the_facts_are_those_of_the_file() -> None:
 
 
 def test_the_perceptual_hash_is_that_of_the_first_frame_whatever_the_model_sees_of_it() -> None:
-    pytest.importorskip("pdqhash", reason="pdqhash is not installed: there are no hashes")
     frames = [noise(200, 50), photo(200, 50)]
     body = encoded(frames[0], "PNG", save_all=True, append_images=frames[1:])
     tiles = decoded(body, SQUASH, FramePlan(views="tiles"))
@@ -116,7 +115,6 @@ def test_there_is_no_perceptual_hash_where_none_is_wanted() -> None:
 
 
 def test_picture_too_plain_for_a_perceptual_hash_is_told_from_one_nobody_looked_at() -> None:
-    pytest.importorskip("pdqhash", reason="pdqhash is not installed: there are no hashes")
     facts = decoded(encoded(Image.new("RGB", (300, 200), "teal"), "PNG")).facts
     assert facts.perceptual_hash is None
     assert not facts.unhashed

@@ -133,8 +133,8 @@ def _without_hash(examples: Sequence[Example]) -> Iterable[str]:
     if missing := sum(example.embedding.facts.unhashed for example in examples):
         yield (
             f"{missing} of {len(examples)} images have no perceptual hash, so those of them that "
-            f"are near-duplicates are held out apart, and figures promise too much; install "
-            f"imagewarden with its extra `pdq`"
+            f"are near-duplicates are held out apart, and figures promise too much; set "
+            f"IMAGEWARDEN_DECODE__PERCEPTUAL_HASH to true"
         )
 
 
