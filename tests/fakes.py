@@ -48,6 +48,10 @@ class FakeEncoder:
         return self._info
 
     @property
+    def engine(self) -> str:
+        return "fake"
+
+    @property
     def preferred_batch(self) -> int:
         return 8
 

@@ -182,6 +182,7 @@ def _tell(settings: Settings, encoder: Encoder) -> None:
             "weights": model.weights_digest,
             "preprocess": model.preprocess.digest,
             "precision": model.precision,
+            "engine": encoder.engine,
         }
     )
     _log.info(
@@ -189,6 +190,7 @@ def _tell(settings: Settings, encoder: Encoder) -> None:
         model=model.name,
         weights=model.weights_digest,
         precision=model.precision,
+        engine=encoder.engine,
         policies=list(settings.policies),
     )
     if model.name == "pocket":

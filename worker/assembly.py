@@ -45,6 +45,7 @@ def load_model(settings: Settings) -> Encoder:
         model_config=model.config,
         device=model.device,
         precision=model.precision,
+        engine=model.engine,
     )
     encoder.warm_up()
     return encoder

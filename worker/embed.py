@@ -1,9 +1,10 @@
 """open_clip models as an ``Encoder``: put on a device, warm up, encode.
 
-This module, ``weights`` and ``pocket`` alone import torch.
+An engine turns images into embeddings, torch or ONNX Runtime; texts are torch's. This module, the
+engines', ``weights`` and ``pocket`` alone import torch.
 
-Threads: ``encode_images`` and ``encode_texts`` may be called from any threads at once. All torch
-work happens on the encoder's own threads, its streams, which share the cores evenly; a call for
+Threads: ``encode_images`` and ``encode_texts`` may be called from any threads at once. The
+model works on the encoder's own threads, its streams, which share the cores evenly; a call for
 many rows lets others in between its chunks. On a CPU there are two, so that one computes while the
 other waits for its team: on two cores each is alone on its core, waits for nobody, and decoders
 beside it cost their own time and no more. No more than two, because OpenMP keeps a team for every
@@ -13,6 +14,7 @@ thread that ever called it, and teams larger than the machine together get less 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -26,24 +28,21 @@ from typing import Final, Literal, TypeVar
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
-import open_clip
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import normalize
 
 from worker.errors import DeviceOutOfMemory, Misconfigured
 from worker.pocket import fold_batch_norms, pointwise_by_onednn
-from worker.types import Float32Rows, ModelInfo, Pixels, PreprocessSpec
+from worker.torch_engine import ImageEngine, ImageTower, TorchEngine, preprocess_of
+from worker.types import Float32Rows, ModelInfo, Pixels
 from worker.weights import POCKET, Tokenize, build_model, first_line, weights_digest
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Engine = Literal["torch", "onnx"]
 
 DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# More rows are hardly faster on a CPU, and each takes 10 MB of activations in each stream; a GPU
-# wants more work.
-_BATCH_ON_CPU: Final = 8
-_BATCH_ON_GPU: Final = 64
 _TEXTS_AT_ONCE: Final = 64
 _STREAMS_ON_CPU: Final = 2
 
@@ -55,14 +54,14 @@ class Streams:
     all cores that torch would use."""
 
     def __init__(self, count: int, cores: int | None) -> None:
-        cores = cores or torch.get_num_threads()
-        self.count = min(count, cores)
+        self.cores = cores or torch.get_num_threads()
+        self.count = min(count, self.cores)
         self.threads = ThreadPoolExecutor(
             self.count,
             thread_name_prefix="torch",
             # OpenMP's number is the calling thread's own
             initializer=torch.set_num_threads,
-            initargs=(cores // self.count,),
+            initargs=(self.cores // self.count,),
         )
 
 
@@ -78,30 +77,24 @@ class OpenClipEncoder:
         name: str,
         model: nn.Module,
         tokenize: Tokenize,
+        images: ImageEngine,
         *,
         weights_digest: str,
-        device: torch.device,
         precision: Precision,
         streams: Streams,
     ) -> None:
-        """``model`` in evaluation mode, wherever it is now."""
-        self.preferred_batch = _BATCH_ON_CPU if device.type == "cpu" else _BATCH_ON_GPU
+        """``model`` in evaluation mode, on its device and in its precision, and what runs its image
+        tower."""
+        self.engine = images.name
+        self.preferred_batch = images.preferred_batch
+        self._images = images
         self._streams = streams
-        self._device = device
-        self._dtype = DTYPES[precision]
         self._tokenize = tokenize
-        self._model = model.to(device=device, dtype=self._dtype)
-        # convolutions run 3 times as fast on a CPU when channels come last, as pixels arrive
-        self._model.visual.to(memory_format=torch.channels_last)
-        preprocess = preprocess_of(model)
-        self._mean, self._std = (
-            torch.tensor(values, device=device).mul(255).view(1, 3, 1, 1)
-            for values in (preprocess.mean, preprocess.std)
-        )
+        self._model = model
         self._info = ModelInfo(
             name=name,
             weights_digest=weights_digest,
-            preprocess=preprocess,
+            preprocess=preprocess_of(model),
             precision=precision,
             dimension=self._encode_texts(["a photo"]).shape[1],
             logit_scale=model.logit_scale.detach().float().exp().item(),
@@ -123,7 +116,7 @@ class OpenClipEncoder:
                 f"got {pixels.dtype} {pixels.shape}"
             )
         try:
-            return self._in_chunks(pixels, self.preferred_batch, self._encode_images)
+            return self._in_chunks(pixels, self.preferred_batch, self._images)
         except torch.OutOfMemoryError as error:
             reason = first_line(error)
         # Not before the error is gone: its traceback holds what there is of the batch
@@ -160,17 +153,12 @@ class OpenClipEncoder:
         ]
         return np.concatenate([np.empty((0, self._info.dimension), np.float32), *done])
 
-    def _encode_images(self, pixels: Pixels) -> Float32Rows:
-        owned = np.require(pixels, requirements=["C", "W"])  # what torch can share
-        with torch.inference_mode():
-            on_device = torch.from_numpy(owned).to(self._device)
-            images = on_device.permute(0, 3, 1, 2).float().sub_(self._mean).div_(self._std)
-            return _unit(self._model.encode_image(images.to(self._dtype)))
-
     def _encode_texts(self, texts: Sequence[str]) -> Float32Rows:
         with torch.inference_mode():
-            tokens = self._tokenize(list(texts)).to(self._device)
-            return _unit(self._model.encode_text(tokens))
+            tokens = self._tokenize(list(texts)).to(self._model.logit_scale.device)
+            features = self._model.encode_text(tokens)
+            rows: Float32Rows = normalize(features.float(), dim=-1).cpu().numpy()
+        return rows
 
 
 def load_encoder(
@@ -180,6 +168,7 @@ def load_encoder(
     model_config: str | Path | None = None,
     device: str = "auto",
     precision: Precision | Literal["auto"] = "auto",
+    engine: Engine | Literal["auto"] = "torch",
     threads: int | None = None,
 ) -> OpenClipEncoder:
     """Load a model; takes seconds, and minutes where its weights are downloaded first.
@@ -189,7 +178,10 @@ def load_encoder(
     open_clip reads them; or, with a ``checkpoint``, any name for it. ``model_config`` says what a
     checkpoint's weights fit: an architecture, or a JSON file in open_clip's format (with or without
     ``model_cfg`` and ``preprocess_cfg``). ``precision`` is by itself fp16 on CUDA and fp32
-    elsewhere. ``threads`` is how many cores torch may use; by itself, all.
+    elsewhere. ``engine`` runs the image tower: ``auto`` is ONNX Runtime on a CPU in fp32 where it
+    is installed; torch stands in for it, with a warning in the log, where it gives other
+    embeddings than torch or cannot run the model. ``threads`` is how many cores the engine may
+    use; by itself, all.
 
     Raises ``Misconfigured``.
     """
@@ -198,25 +190,58 @@ def load_encoder(
         _keep_freed_memory()
     streams = Streams(_STREAMS_ON_CPU if target.type == "cpu" else 1, threads)
     own = precision if precision != "auto" else "fp16" if target.type == "cuda" else "fp32"
+    plain = target.type == "cpu" and own == "fp32"
+    by_onnx = _by_onnx(engine, plain)
 
     def load() -> OpenClipEncoder:
         model, tokenize = build_model(name, checkpoint, model_config)
         digest = weights_digest(model)
         if name == POCKET:
             fold_batch_norms(model.visual.trunk)
-            if target.type == "cpu" and own == "fp32":
-                pointwise_by_onednn(model.visual.trunk)
+        model.eval().to(device=target, dtype=DTYPES[own])
+        tower = ImageTower(model)
+        by_torch = TorchEngine(tower)
+        images: ImageEngine | None = None
+        if by_onnx:
+            from worker.onnx_engine import load_onnx  # an optional dependency
+
+            images = load_onnx(
+                tower, by_torch, weights_digest=digest, streams=streams.count, cores=streams.cores
+            )
+        if name == POCKET and plain:  # not before the export, which knows torch's own layers alone
+            pointwise_by_onednn(model.visual.trunk)
         return OpenClipEncoder(
             name,
-            model.eval(),
+            model,
             tokenize,
+            images or by_torch,
             weights_digest=digest,
-            device=target,
             precision=own,
             streams=streams,
         )
 
     return streams.threads.submit(load).result()
+
+
+def _by_onnx(engine: Engine | Literal["auto"], plain: bool) -> bool:
+    """Whether ONNX Runtime is to run the image tower; ``plain``: on a CPU in fp32."""
+    if engine == "torch":
+        return False
+    missing = [
+        package
+        for package in ("onnxruntime", "onnxscript")
+        if importlib.util.find_spec(package) is None
+    ]
+    if engine == "onnx" and missing:
+        raise Misconfigured(
+            f"the engine onnx needs {' and '.join(missing)}, which is not installed; run: "
+            f"pip install 'imagewarden[onnx]', or choose the engine auto or torch"
+        )
+    if engine == "onnx" and not plain:
+        raise Misconfigured(
+            "the engine onnx computes on a CPU in fp32; choose those, or the engine auto or torch"
+        )
+    return plain and not missing
 
 
 def _device(wanted: str) -> torch.device:
@@ -249,31 +274,3 @@ def _keep_freed_memory() -> None:
     mallopt(trim_threshold, 512 * 2**20)
     # older versions take no more than 32 MiB
     mallopt(mmap_threshold, 256 * 2**20) or mallopt(mmap_threshold, 32 * 2**20)
-
-
-def preprocess_of(model: nn.Module) -> PreprocessSpec:
-    """What open_clip says of the pixels that ``model`` was trained on."""
-    config = open_clip.get_model_preprocess_cfg(model)
-    size = config["size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    return PreprocessSpec(
-        size=(int(height), int(width)),
-        mean=_by_channel(config["mean"]),
-        std=_by_channel(config["std"]),
-        # as open_clip's own transform: whatever else is written means bicubic
-        interpolation="bilinear" if config["interpolation"] == "bilinear" else "bicubic",
-        resize_mode=config["resize_mode"],
-        fill=config["fill_color"],
-    )
-
-
-def _by_channel(values: float | Sequence[float]) -> tuple[float, float, float]:
-    if isinstance(values, int | float):
-        return (float(values),) * 3
-    red, green, blue = values
-    return float(red), float(green), float(blue)
-
-
-def _unit(features: Tensor) -> Float32Rows:
-    rows: Float32Rows = normalize(features.float(), dim=-1).cpu().numpy()
-    return rows

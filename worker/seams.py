@@ -29,6 +29,11 @@ class Encoder(Protocol):
     def info(self) -> ModelInfo: ...
 
     @property
+    def engine(self) -> str:
+        """What computes the embeddings of images; they do not depend on it."""
+        ...
+
+    @property
     def preferred_batch(self) -> int:
         """Rows in a batch that this device runs fastest with."""
         ...

@@ -1,4 +1,5 @@
-"""What every encoder owes its callers: the fake one that tests use, and the real pocket model."""
+"""What every encoder owes its callers: the fake one that tests use, and the real pocket model with
+either engine."""
 
 from __future__ import annotations
 
@@ -14,9 +15,16 @@ from worker.seams import Encoder
 from worker.types import Pixels
 
 
-@pytest.fixture(scope="module", params=["fake", "pocket"])
+@pytest.fixture(scope="module", params=["fake", "torch", "onnx"])
 def encoder(request: pytest.FixtureRequest) -> Encoder:
-    return FakeEncoder() if request.param == "fake" else load_encoder("pocket")
+    if request.param == "fake":
+        return FakeEncoder()
+    if request.param == "onnx":
+        pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
+        pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
+    encoder = load_encoder("pocket", device="cpu", engine=request.param)
+    assert encoder.engine == request.param
+    return encoder
 
 
 def pixels_of(encoder: Encoder, count: int) -> Pixels:

@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from worker.embed import OpenClipEncoder, Streams, load_encoder, preprocess_of
+from worker.embed import OpenClipEncoder, Streams, load_encoder
 from worker.errors import DeviceOutOfMemory, Misconfigured
 from worker.imaging import Limits, decode
 from worker.pocket import build_pocket
+from worker.torch_engine import ImageTower, TorchEngine, preprocess_of
 from worker.types import FramePlan, PreprocessSpec
 
 TINY: dict[str, Any] = {
@@ -286,8 +287,8 @@ def test_a_device_without_memory_for_a_batch_says_so_and_takes_a_smaller_one() -
         "greedy",
         model,
         partial(open_clip.tokenize, context_length=16),
+        TorchEngine(ImageTower(model)),
         weights_digest="sha256:" + "0" * 64,
-        device=torch.device("cpu"),
         precision="fp32",
         streams=Streams(1, 1),
     )
