@@ -31,7 +31,7 @@ from xml.etree import ElementTree
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
-from worker.embedded import die_with_parent
+from worker.children import die_with_parent
 
 POM = Path(__file__).resolve().parents[1] / "deploy" / "kafka" / "pom.xml"
 VERSION = ElementTree.parse(POM).findtext(

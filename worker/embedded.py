@@ -6,12 +6,9 @@ nothing behind: they end with the context, and on Linux even when this process i
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -23,6 +20,7 @@ import redis
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
+from worker.children import die_with_parent
 from worker.errors import Misconfigured
 
 _HOST = "127.0.0.1"
@@ -30,10 +28,6 @@ _PORTS_TRIED = 5  # another process may take the free port before the server bin
 _START_SECONDS = 20.0  # it takes milliseconds; this is for a machine under load
 _TAIL_BYTES = 2000
 _INSTALL = "install it with: pip install 'imagewarden[demo]'"
-
-# Loaded here, because between fork and exec a child may do next to nothing.
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1
 
 
 class _Server(NamedTuple):
@@ -100,21 +94,6 @@ def embedded_redis(*, memory_bytes: int = 256 * 1024 * 1024) -> Iterator[str]:
 
     with _running(_Server("Redis-compatible server", command, answers)) as port:
         yield f"redis://{_HOST}:{port}/0"
-
-
-def die_with_parent() -> Callable[[], None] | None:
-    """For a ``Popen``'s ``preexec_fn``: the child is killed when the thread that started it ends,
-    even by SIGKILL. None where the kernel cannot do that, which only Linux can."""
-    libc, parent = _libc, os.getpid()
-    if libc is None:
-        return None
-
-    def ask_the_kernel() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before the kernel was asked
-            os._exit(1)
-
-    return ask_the_kernel
 
 
 def _broker_binary() -> str:

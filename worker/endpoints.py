@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from socketserver import ThreadingMixIn
+from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import make_wsgi_app
+from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from worker.errors import Misconfigured
 from worker.telemetry import REGISTRY
@@ -17,6 +18,9 @@ from worker.telemetry import REGISTRY
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from wsgiref.types import StartResponse, WSGIEnvironment
+
+
+_LOCAL = "unix:"
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,31 @@ class _ThreadingServer(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
 
+class _LocalServer(_ThreadingServer):
+    """On a socket in the file system, which has neither host nor port."""
+
+    address_family = socket.AF_UNIX
+
+    def server_bind(self) -> None:
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = "localhost", 0
+        self.setup_environ()
+
+    def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
+        return self.socket.accept()[0], ("localhost", 0)
+
+
 def open_endpoints(
-    host: str, port: int, *, live: Callable[[], Health], ready: Callable[[], Health]
+    host: str,
+    port: int,
+    *,
+    live: Callable[[], Health],
+    ready: Callable[[], Health],
+    registry: CollectorRegistry = REGISTRY,
 ) -> Endpoints:
     """Raises ``Misconfigured`` where the address cannot be listened on."""
     try:
-        return Endpoints(host, port, live=live, ready=ready)
+        return Endpoints(host, port, live=live, ready=ready, registry=registry)
     except OSError as error:
         raise Misconfigured(
             f"cannot serve metrics on {host}:{port} ({error.strerror}); set "
@@ -53,13 +76,20 @@ class Endpoints:
     """Serves ``/metrics``, ``/livez`` and ``/readyz`` from a thread of its own, so that they answer
     while the event loop is busy, and can say so when it is stuck.
 
-    ``port`` 0 takes a free one; ``address`` says which. Probes answer 200 or 503, and a sentence.
+    ``port`` 0 takes a free one; ``address`` says which. ``host`` may be ``unix:`` and a path, for
+    a socket in the file system. Probes answer 200 or 503, and a sentence.
     """
 
     def __init__(
-        self, host: str, port: int, *, live: Callable[[], Health], ready: Callable[[], Health]
+        self,
+        host: str,
+        port: int,
+        *,
+        live: Callable[[], Health],
+        ready: Callable[[], Health],
+        registry: CollectorRegistry = REGISTRY,
     ) -> None:
-        metrics = make_wsgi_app(REGISTRY)
+        metrics = make_wsgi_app(registry)
         probes = {"/livez": live, "/readyz": ready}
 
         def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -75,9 +105,13 @@ class Endpoints:
             start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
             return [health.reason.encode() + b"\n"]
 
-        self._server = make_server(
-            host, port, app, server_class=_ThreadingServer, handler_class=_QuietHandler
-        )
+        if host.startswith(_LOCAL):
+            self._server: WSGIServer = _LocalServer(host.removeprefix(_LOCAL), _QuietHandler)  # type: ignore[arg-type]
+            self._server.set_app(app)
+        else:
+            self._server = make_server(
+                host, port, app, server_class=_ThreadingServer, handler_class=_QuietHandler
+            )
         self._thread = threading.Thread(
             target=self._server.serve_forever, name="endpoints", daemon=True
         )
@@ -85,6 +119,8 @@ class Endpoints:
 
     @property
     def address(self) -> str:
+        if isinstance(self._server, _LocalServer):
+            return f"{_LOCAL}{self._server.server_address!s}"
         host, port = self._server.server_address[:2]
         return f"{host!s}:{port}"
 

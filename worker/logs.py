@@ -13,13 +13,24 @@ from typing import Literal
 import structlog
 
 
-def set_up_logs(level: str, format: Literal["auto", "console", "json"]) -> None:
+def set_up_logs(
+    level: str, format: Literal["auto", "console", "json"], worker: str | None = None
+) -> None:
+    """``worker`` is named in every line."""
+
+    def name_worker(
+        logger: object, method: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        event.setdefault("worker", worker)
+        return event
+
     console = sys.stderr.isatty() if format == "auto" else format == "console"
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
+        *([name_worker] if worker else []),
     ]
     renderer: structlog.typing.Processor
     if console:

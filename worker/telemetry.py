@@ -262,3 +262,14 @@ BUILD_INFO = Info("imagewarden_build", "The version that runs.", registry=REGIST
 READY = Gauge(
     "imagewarden_ready", "1 once a canary image went through the model.", registry=REGISTRY
 )
+PROCESSES = Gauge(
+    "imagewarden_processes",
+    "Worker processes that run (`--processes` alone; its other metrics have a label `process`).",
+    registry=None,
+)
+PROCESS_RESTARTS = Counter(
+    "imagewarden_process_restarts",
+    "Worker processes that died and were started again, by their number (`--processes` alone).",
+    ["process"],
+    registry=None,
+)

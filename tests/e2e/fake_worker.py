@@ -14,7 +14,9 @@ from worker.settings_load import load_settings
 
 def work_with(encoder: Encoder) -> None:
     settings = load_settings()
-    set_up_logs(settings.log.level, settings.log.format)
+    set_up_logs(
+        settings.log.level, settings.log.format, settings.worker if settings.log.worker else None
+    )
     finish(run_worker(settings, load=lambda settings: encoder))
 
 

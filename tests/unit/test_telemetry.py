@@ -4,6 +4,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -108,6 +109,17 @@ def test_closing_frees_the_port() -> None:
         pass
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{address}/livez")
+
+
+def test_socket_in_the_file_system_is_served_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    endpoints = Endpoints(f"unix:{path}", 0, live=lambda: WELL, ready=lambda: WELL)
+    try:
+        assert endpoints.address == f"unix:{path}"
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
+            assert client.get("http://localhost/livez").text == "all is well\n"
+    finally:
+        endpoints.close()
 
 
 # ---------------------------------------------------------------- names

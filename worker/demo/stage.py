@@ -20,8 +20,9 @@ from typing import Any, Self
 
 import httpx
 
+from worker.children import die_with_parent
 from worker.demo.image_server import ImageServer, Reply, serving
-from worker.embedded import die_with_parent, embedded_broker, embedded_redis
+from worker.embedded import embedded_broker, embedded_redis
 from worker.errors import Misconfigured
 from worker.publish import KafkaPublisher
 from worker.schema import DEAD_LETTER_HEADER, DeadLetter, Verdict
