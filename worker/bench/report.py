@@ -1,0 +1,89 @@
+"""A report as a table for people, and what became worse since the last one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from worker.bench.results import Figure, Report, Result
+
+#: Of these, medians of two runs on one machine can be compared; rates follow its pace.
+_COMPARED = {"1": 1, "core-ms/image": -1, "core-ms/verdict": -1}  # and which way is better
+
+
+def markdown(report: Report) -> str:
+    """What was wanted beside what was found, with the least and the greatest of the rounds."""
+    machine = [f"- {name}: {value}" for name, value in report.machine.items()]
+    results = [line for result in report.results for line in _section(result)]
+    lines = ["# Measured", "", f"{report.measured_at}, on", "", *machine, "", *results]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _section(result: Result) -> Iterator[str]:
+    yield f"## {result.scenario}"
+    yield ""
+    if result.conditions:
+        yield "; ".join(f"{name}: {value}" for name, value in result.conditions.items())
+        yield ""
+    if result.failed:
+        yield f"Not measured: {result.failed}"
+        yield ""
+        return
+    yield "| figure | median | from | to | rounds | wanted | reached |"
+    yield "|---|---|---|---|---|---|---|"
+    for name, figure in result.figures.items():
+        low, high = figure.spread
+        wanted = result.wanted.get(name, "")
+        cells = (
+            name if figure.unit in (*name.split(), "1") else f"{name} ({figure.unit})",
+            *map(_number, (figure.median, low, high)),
+            str(len(figure.rounds)),
+            wanted,
+            "" if not wanted else "yes" if reached(figure, wanted) else "no",
+        )
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+
+
+def _number(value: float) -> str:
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
+    return f"{value:,.{digits}f}"
+
+
+def reached(figure: Figure, wanted: str) -> bool:
+    """Whether the median is as ``wanted`` says: ``≥ 0.8``, ``< 6``…"""
+    sign, limit = wanted.split()
+    median, bound = figure.median, float(limit)
+    match sign:
+        case "≥":
+            return median >= bound
+        case "≤":
+            return median <= bound
+        case "<":
+            return median < bound
+    raise ValueError(f"no such comparison: {wanted}")
+
+
+def worsened(report: Report, last: Report) -> list[str]:
+    """A sentence for each ratio and each cost in core time that is worse than in the ``last``
+    report by more than the spread of both together. Of another machine's, nothing is said."""
+    if report.machine.get("processors") != last.machine.get("processors"):
+        return []
+    before = {(result.scenario, result.conditions.get("model")): result for result in last.results}
+    found = []
+    for result in report.results:
+        old = before.get((result.scenario, result.conditions.get("model")))
+        for name, figure in result.figures.items():
+            if old and name in old.figures and _is_worse(figure, old.figures[name]):
+                found.append(
+                    f"{result.scenario}: {name} is {_number(figure.median)}, and was "
+                    f"{_number(old.figures[name].median)} on {last.measured_at}"
+                )
+    return found
+
+
+def _is_worse(new: Figure, old: Figure) -> bool:
+    better = _COMPARED.get(new.unit)
+    if better is None or new.unit != old.unit:
+        return False
+    spread = sum(high - low for low, high in (new.spread, old.spread))
+    return (old.median - new.median) * better > spread
