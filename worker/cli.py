@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from worker import __version__
 from worker.cli_past import embeddings, register
+from worker.cli_planning import plan
 from worker.cli_policy import policy
 from worker.command_line import (
     EXIT_CODES,
@@ -40,16 +42,32 @@ cli.add_typer(embeddings, name="embeddings")
 
 
 @cli.command()
-def run(policies: Policies = None) -> None:
+def run(
+    policies: Policies = None,
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Workers in processes of their own; one that dies is started again."
+        ),
+    ] = 1,
+) -> None:
     """Run a worker until SIGTERM or Ctrl-C.
 
     The first signal lets the work in flight finish, commits and leaves the group; a second one
     exits at once.
     """
+    settings = settings_of(policies)
+    log = settings.log
+    set_up_logs(log.level, log.format, settings.worker if log.worker else None)
+    if processes > 1:
+        from worker.commands.run import run_many
+
+        command = [sys.executable, "-m", "worker", "run"]
+        for policy in settings.policies:
+            command += ["--policy", policy]
+        raise typer.Exit(finish(run_many(settings, processes, command)))
     from worker.app import run_worker
 
-    settings = settings_of(policies)
-    set_up_logs(settings.log.level, settings.log.format)
     finish(run_worker(settings))
 
 
@@ -147,7 +165,51 @@ def demo(
     raise typer.Exit(reported(lambda: show(keep=keep)))
 
 
+@cli.command()
+def bench(
+    scenarios: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SCENARIO",
+            help="model, end-to-end, no-op, cached, decode, fetch, redecide, reload or latency; "
+            "by itself, all of them.",
+        ),
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(help="What decides; by itself, a policy that fits any model."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="In place of the setting model.name.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="In place of the setting model.checkpoint.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Of each scenario.")] = 3,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="See that they work: a few images each, no figures.")
+    ] = False,
+    json: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the figures there; tells first what is worse than in the report there.",
+        ),
+    ] = None,
+) -> None:
+    """Measure the service on this machine: broker, cache, image server and worker, on loopback."""
+    from worker.commands.bench import bench as command
+
+    given = {"name": model, "checkpoint": checkpoint}
+    named = {key: value for key, value in given.items() if value is not None}
+    settings = by_hand(None, model=named or None)
+    reported(
+        lambda: command(
+            settings, scenarios or [], policy=policy, rounds=rounds, quick=quick, json=json
+        )
+    )
+
+
 register(cli)
+cli.command()(plan)
 
 
 def _print_version(asked: bool) -> None:

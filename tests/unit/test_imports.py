@@ -37,7 +37,9 @@ STAGES = {
     "cache": set(),
     "stores": set(),
     "redis_counts": set(),
-    "embed": {"pocket", "weights"},
+    "embed": {"onnx_engine", "pocket", "torch_engine", "weights"},
+    "onnx_engine": {"torch_engine"},
+    "torch_engine": set(),
     "weights": {"pocket"},
     "pocket": set(),
 }
@@ -82,10 +84,11 @@ PURE = {
     "feedback",
     "past.feedback",
     "past.live_rates",
+    "planning",
 }
 IO = {"asyncio", "socket", "httpx", "httpcore", "kafka", "redis", "subprocess", "threading", "os"}
 
-WITH_TORCH = {"embed", "pocket", "weights"}
+WITH_TORCH = {"bench.weights", "embed", "onnx_engine", "pocket", "torch_engine", "weights"}
 TORCH = {"torch", "torchvision", "open_clip", "timm", "transformers"}
 
 
@@ -117,11 +120,11 @@ OURS = {
 #: The packages of others.
 THEIRS = {name: {of.partition(".")[0] for of in names} for name, names in IMPORTS.items()}
 #: Typer's side of the command line: it alone may know of commands without being one.
-COMMAND_LINE = {"cli", "cli_editing", "cli_policy", "cli_past", "command_line"}
+COMMAND_LINE = {"cli", "cli_editing", "cli_policy", "cli_past", "cli_planning", "command_line"}
 ENTRY_POINTS = {
     name
     for name in PATHS
-    if name in ("app", "assembly", "lanes") or name.startswith(("commands.", "demo."))
+    if name in ("app", "assembly", "lanes") or name.startswith(("bench.", "commands.", "demo."))
 }
 
 

@@ -1,0 +1,108 @@
+"""The command line of planning for a load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from worker.command_line import Formats, reported
+from worker.commands.render import chosen
+
+
+def plan(
+    images_per_day: Annotated[
+        float | None, typer.Option(min=0, help="Images a day.", show_default=False)
+    ] = None,
+    peak_rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="In place of it: images a second at the peak.", show_default=False
+        ),
+    ] = None,
+    peak_factor: Annotated[float, typer.Option(min=1, help="The peak over the mean.")] = 3.0,
+    cached: Annotated[
+        float, typer.Option(min=0, max=1, help="Share whose URL was seen a moment ago.")
+    ] = 0.0,
+    duplicates: Annotated[
+        float, typer.Option(min=0, max=1, help="Share that is downloaded, and is known already.")
+    ] = 0.0,
+    image_kb: Annotated[float, typer.Option(min=0, help="Mean size of an image, in KB.")] = 50.0,
+    model: Annotated[str, typer.Option(help="As the report names it.")] = "ViT-L-14",
+    dimension: Annotated[int, typer.Option(min=1, help="Of the model's embeddings.")] = 768,
+    categories: Annotated[int, typer.Option(min=0, help="Of the policy: verdicts list them.")] = 12,
+    headroom: Annotated[
+        float, typer.Option(min=0.01, max=1, help="How busy what is planned may be at the peak.")
+    ] = 0.7,
+    retention_days: Annotated[float, typer.Option(min=0, help="Of the topics.")] = 30.0,
+    replicas: Annotated[int, typer.Option(min=1, help="Of the topics.")] = 3,
+    redis_days: Annotated[
+        float, typer.Option(min=0, help="How long embeddings are cached.")
+    ] = 30.0,
+    rates: Annotated[
+        Path | None,
+        typer.Option(help="Report of `imagewarden bench --json`; by itself, the one shipped."),
+    ] = None,
+    model_rate: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Images/s of the model on one GPU.", show_default=False),
+    ] = None,
+    model_core_ms: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Or a core's ms for an image.", show_default=False),
+    ] = None,
+    core_ms: Annotated[
+        float | None,
+        typer.Option(min=0, help="Cores' ms for an image without the model.", show_default=False),
+    ] = None,
+    process_rate: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Images/s of a process without model.", show_default=False),
+    ] = None,
+    cached_rate: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Cached verdicts/s of a process.", show_default=False),
+    ] = None,
+    format: Formats = None,
+) -> None:
+    """Plan GPUs, cores, processes, partitions, Redis and topics for a load, from measured rates.
+
+    Each line says which numbers it is made of.
+    """
+    from worker.commands.plan import show_plan
+    from worker.planning import CATEGORY_BYTES, DAY_SECONDS, VERDICT_BYTES, Load
+
+    if (images_per_day is None) == (peak_rate is None):
+        raise typer.BadParameter("give --images-per-day or --peak-rate")
+    if model_rate is not None and model_core_ms is not None:
+        raise typer.BadParameter("give --model-rate (a GPU) or --model-core-ms (a core), not both")
+    a_day = images_per_day if peak_rate is None else peak_rate / peak_factor * DAY_SECONDS
+    load = reported(
+        lambda: Load(
+            images_per_day=a_day or 0.0,
+            peak_factor=peak_factor,
+            cached=cached,
+            duplicates=duplicates,
+            image_kilobytes=image_kb,
+            headroom=headroom,
+            retention_days=retention_days,
+            replicas=replicas,
+            dimension=dimension,
+            redis_days=redis_days,
+            verdict_bytes=VERDICT_BYTES + categories * CATEGORY_BYTES,
+        )
+    )
+    given: dict[str, float | str] = {}
+    if model_rate is not None:
+        given |= {"model_per_second": model_rate, "model_runs_on": "GPU"}
+    if model_core_ms is not None:
+        given |= {"model_per_second": 1000 / model_core_ms, "model_runs_on": "core"}
+    for field, value in (
+        ("core_ms", core_ms),
+        ("process_per_second", process_rate),
+        ("cached_per_second", cached_rate),
+    ):
+        if value is not None:
+            given[field] = value
+    reported(lambda: show_plan(load, model, rates, given, chosen(format)))
