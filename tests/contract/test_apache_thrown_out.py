@@ -141,6 +141,7 @@ async def test_one_thrown_out_while_it_waits_to_join_is_told_of_its_loss(
     ):
         async with polling(lost, other):
             await shared(lost, other)
+        await other.poll(0)  # a poll that was under way has ended, and joins nothing any more
         before = owned(lost)
         lost.drained.clear()
         lost.forgotten.clear()

@@ -73,6 +73,7 @@ async def test_processes_told_to_stop_answer_what_they_took(on: Stage) -> None:
     async with Exchange(on) as exchange:
         ledger = Ledger(requests)
         with fleet(on) as processes:
+            await eventually(lambda: both_ready(processes), "both are ready")
             await exchange.publish(requests)
             await eventually(lambda: len(on.images.hits) == 8, "all are in flight")
             assert await terminated(processes) == 0
