@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,7 @@ from worker.command_line import (
     settings_of,
 )
 from worker.commands.render import chosen
+from worker.errors import Misconfigured
 from worker.logs import set_up_logs
 
 cli = typer.Typer(
@@ -183,6 +185,12 @@ def bench(
     checkpoint: Annotated[
         Path | None, typer.Option(help="In place of the setting model.checkpoint.")
     ] = None,
+    config: Annotated[
+        str | None, typer.Option(help="The checkpoint's architecture, for model.config.")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="In place of the setting model.engine.")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Of each scenario.")] = 3,
     quick: Annotated[
         bool, typer.Option("--quick", help="See that they work: a few images each, no figures.")
@@ -196,16 +204,18 @@ def bench(
     ] = None,
 ) -> None:
     """Measure the service on this machine: broker, cache, image server and worker, on loopback."""
-    from worker.commands.bench import bench as command
-
-    given = {"name": model, "checkpoint": checkpoint}
+    given = {"name": model, "checkpoint": checkpoint, "config": config, "engine": engine}
     named = {key: value for key, value in given.items() if value is not None}
     settings = by_hand(None, model=named or None)
-    reported(
-        lambda: command(
-            settings, scenarios or [], policy=policy, rounds=rounds, quick=quick, json=json
-        )
-    )
+
+    def measure() -> None:
+        if find_spec("psutil") is None:
+            raise Misconfigured("psutil is missing: pip install 'imagewarden[demo]'")
+        from worker.commands.bench import bench as command
+
+        command(settings, scenarios or [], policy=policy, rounds=rounds, quick=quick, json=json)
+
+    reported(measure)
 
 
 register(cli)

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 
-from tests.bench.images import image_server
 from tests.bench.service import ENCODERS, Client, image_requests, service
+from worker.bench.image_server import image_server
 from worker.demo.stage import Stage
 from worker.schema import Verdict
 

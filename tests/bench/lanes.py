@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tests.bench.images import image_server
 from tests.bench.service import ENCODERS, Client, image_requests, service
+from worker.bench.image_server import image_server
 from worker.demo.stage import Stage
 
 _IMAGES = 100  # distinct pictures; the others are copies of them with other bytes

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-from tests.bench.images import path
 from tests.e2e.scene import FAKE_WORKER, KAFKA, request, write_policy
+from worker.bench.image_server import path
 from worker.demo.stage import Exchange, Stage, create_topics, stage, worker_process
 from worker.publish import KafkaPublisher
 from worker.schema import DeadLetter, Verdict

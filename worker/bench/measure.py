@@ -36,13 +36,20 @@ _UNITS = ("core-ms/image", "core-ms/verdict", "images/s", "verdicts/s", "embeddi
 
 
 @contextmanager
-def set_up(settings: Settings, policy: Path | None, *, quick: bool) -> Iterator[Setup]:
+def set_up(
+    settings: Settings, policy: Path | None, *, quick: bool, images: int = 800
+) -> Iterator[Setup]:
     """``policy`` decides; without one, a policy for whatever model the settings name, or pocket.
     Raises ``Misconfigured``."""
     model = settings.model
     name = model.name or (load_policy(policy, unsolved=True).model if policy else "pocket")
     environment = {key: value for key, value in os.environ.items() if key.startswith(_HANDED_ON)}
-    given = {"NAME": name, "CHECKPOINT": model.checkpoint, "CONFIG": model.config}
+    given = {
+        "NAME": name,
+        "CHECKPOINT": model.checkpoint,
+        "CONFIG": model.config,
+        "ENGINE": model.engine,
+    }
     environment |= {f"{PREFIX}MODEL__{key}": str(value) for key, value in given.items() if value}
     with TemporaryDirectory(prefix="bench-") as folder:
         plain, own = Path(folder) / "plain.yaml", Path(folder) / "policy.yaml"
@@ -50,7 +57,7 @@ def set_up(settings: Settings, policy: Path | None, *, quick: bool) -> Iterator[
         own.write_bytes(plain_policy(name))
         decides = policy.resolve() if policy else own
         environment[f"{PREFIX}POLICIES"] = str(decides)
-        yield Setup(environment, decides, plain, quick)
+        yield Setup(environment, decides, plain, quick, images)
 
 
 def measure(
@@ -85,7 +92,7 @@ def _result(setup: Setup, name: str, rounds: Sequence[Figures]) -> Result:
     model = told[f"{PREFIX}MODEL__NAME"] if scenario.of_model else "none"
     conditions = {"model": model, "photos": f"about {KILOBYTES} KB"}
     if scenario.of_model:
-        conditions["engine"] = told.get(f"{PREFIX}MODEL__ENGINE", "auto")
+        conditions["engine"] = told[f"{PREFIX}MODEL__ENGINE"]
     if name in ("decode", "redecide", "reload"):
         del conditions["photos"]
     return Result(name, conditions, figures, scenario.wanted)

@@ -68,10 +68,10 @@ def worsened(report: Report, last: Report) -> list[str]:
     report by more than the spread of both together. Of another machine's, nothing is said."""
     if report.machine.get("processors") != last.machine.get("processors"):
         return []
-    before = {(result.scenario, result.conditions.get("model")): result for result in last.results}
+    before = {_same(result): result for result in last.results}
     found = []
     for result in report.results:
-        old = before.get((result.scenario, result.conditions.get("model")))
+        old = before.get(_same(result))
         for name, figure in result.figures.items():
             if old and name in old.figures and _is_worse(figure, old.figures[name]):
                 found.append(
@@ -79,6 +79,11 @@ def worsened(report: Report, last: Report) -> list[str]:
                     f"{_number(old.figures[name].median)} on {last.measured_at}"
                 )
     return found
+
+
+def _same(result: Result) -> tuple[str | None, ...]:
+    """What two results have in common that can be compared."""
+    return result.scenario, *map(result.conditions.get, ("model", "engine", "device"))
 
 
 def _is_worse(new: Figure, old: Figure) -> bool:
