@@ -1,4 +1,4 @@
-"""The command line of planning for a load."""
+"""The command line of planning for a load, and of trying a day of it."""
 
 from __future__ import annotations
 
@@ -106,3 +106,76 @@ def plan(
         if value is not None:
             given[field] = value
     reported(lambda: show_plan(load, model, rates, given, chosen(format)))
+
+
+def simulate(
+    images_per_day: Annotated[float, typer.Option(min=1, help="Images a day.")] = 1e9,
+    swing: Annotated[
+        float, typer.Option(min=0, max=1, help="How far the rate goes from its mean in a day.")
+    ] = 0.5,
+    bursts: Annotated[int, typer.Option(min=0, help="In the day, at random times.")] = 6,
+    burst_factor: Annotated[
+        float, typer.Option(min=0, help="What each adds at first, in means.")
+    ] = 1.0,
+    repeats: Annotated[
+        float, typer.Option(min=0, max=1, help="Share that asks for an image seen before.")
+    ] = 0.3,
+    machine_cores: Annotated[int, typer.Option(min=1, help="Beside a machine's GPU.")] = 16,
+    machine_processes: Annotated[int, typer.Option(min=1, help="Workers on a machine.")] = 4,
+    places: Annotated[int, typer.Option(min=1, help="Images in work, of each of them.")] = 96,
+    fetch_seconds: Annotated[float, typer.Option(min=0.001, help="A download's mean.")] = 0.15,
+    machine_price: Annotated[float, typer.Option(min=0, help="Of a machine and hour.")] = 2.0,
+    least: Annotated[int, typer.Option(min=1, help="Machines, when scaled.")] = 2,
+    most: Annotated[int, typer.Option(min=1, help="Machines, when scaled.")] = 96,
+    lag_seconds: Annotated[
+        float, typer.Option(min=0.1, help="Of a machine's work in the lag for each machine.")
+    ] = 30.0,
+    busy: Annotated[
+        float, typer.Option(min=0.01, max=1, help="How busy machines scaled by rate are.")
+    ] = 0.7,
+    start_seconds: Annotated[
+        float, typer.Option(min=0, help="From when a machine is asked for to its first image.")
+    ] = 120.0,
+    seed: Annotated[int, typer.Option(help="Of what is random.")] = 0,
+    model: Annotated[str, typer.Option(help="As the report names it.")] = "ViT-L-14",
+    rates: Annotated[
+        Path | None,
+        typer.Option(help="Report of `imagewarden bench --json`; by itself, the one shipped."),
+    ] = None,
+    model_rate: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Images/s of the model on one GPU.", show_default=False),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it as a page with pictures, too.")
+    ] = None,
+    format: Formats = None,
+) -> None:
+    """Try a day of a fleet: who waits how long, and what it costs, with and without the cache and
+    scaling. All that it assumes is in its first table."""
+    from worker.commands.simulate import show_simulation
+    from worker.simulation import Arrivals, Machine, Repeats, Scaling
+
+    given: dict[str, float | str] = {}
+    if model_rate is not None:
+        given = {"model_per_second": model_rate, "model_runs_on": "GPU"}
+    arrivals = Arrivals(
+        images_per_day, swing=swing, bursts=bursts, burst_factor=burst_factor, seed=seed
+    )
+    machine = Machine(machine_cores, machine_processes, places, fetch_seconds, machine_price)
+    scaling = Scaling(
+        least, max(least, most), lag_seconds=lag_seconds, busy=busy, start_seconds=start_seconds
+    )
+    reported(
+        lambda: show_simulation(
+            arrivals,
+            Repeats(repeats),
+            machine,
+            scaling,
+            model,
+            rates,
+            given,
+            chosen(format),
+            html,
+        )
+    )

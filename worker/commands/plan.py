@@ -37,7 +37,7 @@ def show_plan(
 ) -> None:
     """Prints what it takes. ``given`` are fields of ``Rates`` that count for more than the
     report's. Raises ``Misconfigured`` where one is in neither."""
-    lines = plan(load, _rates(model, report, given))
+    lines = plan(load, rates_from(model, report, given))
     if format is Format.JSONL:
         for line in lines:
             typer.echo(json.dumps(dataclasses.asdict(line), ensure_ascii=False))
@@ -52,7 +52,8 @@ def show_plan(
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
-def _rates(model: str, report: Path | None, given: Mapping[str, float | str]) -> Rates:
+def rates_from(model: str, report: Path | None, given: Mapping[str, float | str]) -> Rates:
+    """The report's, or those that are given in place of them. Raises ``Misconfigured``."""
     path = report or (SHIPPED if SHIPPED.is_file() else None)
     fields = {**(rates_of(read_report(path), model) if path else {}), **given}
     if missing := [option for field, option in _OPTIONS.items() if field not in fields]:
