@@ -1,0 +1,1 @@
+"""The service under hours of steady load, good and bad images mixed."""
