@@ -8,7 +8,8 @@ model works on the encoder's own threads, its streams, which share the cores eve
 many rows lets others in between its chunks. On a CPU there are two, so that one computes while the
 other waits for its team: on two cores each is alone on its core, waits for nobody, and decoders
 beside it cost their own time and no more. No more than two, because OpenMP keeps a team for every
-thread that ever called it, and teams larger than the machine together get less done.
+thread that ever called it, and teams larger than the machine together get less done. On a GPU there
+are two as well: one batch is copied there while the other one runs.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+from worker.cuda_engine import cuda_engine
 from worker.errors import DeviceOutOfMemory, Misconfigured
 from worker.pocket import fold_batch_norms, pointwise_by_onednn
 from worker.torch_engine import ImageEngine, ImageTower, TorchEngine, preprocess_of
-from worker.types import Float32Rows, ModelInfo, Pixels
+from worker.types import DeviceMemory, Float32Rows, ModelInfo, Pixels
 from worker.weights import POCKET, Tokenize, build_model, first_line, weights_digest
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -44,7 +46,8 @@ Engine = Literal["torch", "onnx"]
 DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _TEXTS_AT_ONCE: Final = 64
-_STREAMS_ON_CPU: Final = 2
+_STREAMS: Final = {"cpu": 2, "cuda": 2}
+_BATCH_ON_CUDA: Final = 64
 
 Rows = TypeVar("Rows", Pixels, Sequence[str])
 
@@ -127,6 +130,17 @@ class OpenClipEncoder:
         """n texts to [n, dimension], unit rows. What is longer than the model reads is cut off."""
         return self._in_chunks(texts, _TEXTS_AT_ONCE, self._encode_texts)
 
+    def device_memory(self) -> DeviceMemory | None:
+        """Of a GPU; None on a CPU, and of a GPU that has failed."""
+        device = self._model.logit_scale.device
+        if device.type != "cuda":
+            return None
+        try:
+            free, size = torch.cuda.mem_get_info(device)
+        except RuntimeError:
+            return None
+        return DeviceMemory(str(device), torch.cuda.memory_allocated(device), size - free, size)
+
     def warm_up(self) -> None:
         """Encode a canary, alone and in a full batch, so that no request waits for what a device
         does on first use. Raises ``Misconfigured`` if its embedding is not finite."""
@@ -170,6 +184,7 @@ def load_encoder(
     precision: Precision | Literal["auto"] = "auto",
     engine: Engine | Literal["auto"] = "torch",
     threads: int | None = None,
+    batch_rows: int | None = None,
 ) -> OpenClipEncoder:
     """Load a model; takes seconds, and minutes where its weights are downloaded first.
 
@@ -181,14 +196,15 @@ def load_encoder(
     elsewhere. ``engine`` runs the image tower: ``auto`` is ONNX Runtime on a CPU in fp32 where it
     is installed; torch stands in for it, with a warning in the log, where it gives other
     embeddings than torch or cannot run the model. ``threads`` is how many cores the engine may
-    use; by itself, all.
+    use; by itself, all. ``batch_rows`` is the most that a GPU is to run at once, 64 by itself: it
+    prepares for batches up to that size.
 
     Raises ``Misconfigured``.
     """
-    target = _device(device)
+    target = device_of(device)
     if target.type == "cpu":
         _keep_freed_memory()
-    streams = Streams(_STREAMS_ON_CPU if target.type == "cpu" else 1, threads)
+    streams = Streams(_STREAMS.get(target.type, 1), threads)
     own = precision if precision != "auto" else "fp16" if target.type == "cuda" else "fp32"
     plain = target.type == "cpu" and own == "fp32"
     by_onnx = _by_onnx(engine, plain)
@@ -200,8 +216,10 @@ def load_encoder(
             fold_batch_norms(model.visual.trunk)
         model.eval().to(device=target, dtype=DTYPES[own])
         tower = ImageTower(model)
-        by_torch = TorchEngine(tower)
+        by_torch: ImageEngine = TorchEngine(tower)
         images: ImageEngine | None = None
+        if target.type == "cuda":
+            by_torch = cuda_engine(tower, most=batch_rows or _BATCH_ON_CUDA, lanes=streams.count)
         if by_onnx:
             from worker.onnx_engine import load_onnx  # an optional dependency
 
@@ -244,7 +262,8 @@ def _by_onnx(engine: Engine | Literal["auto"], plain: bool) -> bool:
     return plain and not missing
 
 
-def _device(wanted: str) -> torch.device:
+def device_of(wanted: str) -> torch.device:
+    """Of that name. Raises ``Misconfigured`` where it cannot be used here."""
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -16,13 +16,17 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-import onnxruntime
 import structlog
 import torch
 
+from worker.canaries import canaries, worst_cosine
 from worker.torch_engine import ImageEngine, ImageTower
 from worker.types import Float32Rows, Pixels, digest_of
+
+# Before it is imported: otherwise it keeps a device id in the home folder, to be sent to its maker
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime
 
 _log = structlog.get_logger(__name__)
 
@@ -69,7 +73,8 @@ def load_onnx(
     try:
         graph = _graph(tower, weights_digest)
         engine = OnnxEngine(graph, streams=streams, cores=cores)
-        cosine = _worst_cosine(engine, torch_engine, _canaries(*tower.preprocess.size))
+        images = canaries(*tower.preprocess.size)
+        cosine = worst_cosine(engine, torch_engine, images, (len(images), 1, 2))
     except Exception as error:  # noqa: BLE001 - whatever an exporter cannot do, torch can
         _log.warning("onnx_failed_so_torch_runs_the_model", error=repr(error)[:300])
         return None
@@ -148,23 +153,3 @@ def _write(path: Path, graph: bytes) -> None:
         except OSError:
             Path(file.name).unlink()
             raise
-
-
-def _canaries(height: int, width: int) -> Pixels:
-    """A ramp, noise, stripes, a disc and a grey: [5, height, width, 3]."""
-    down, across = np.mgrid[0:height, 0:width]
-    ramp = np.linspace(0, 255, height * width * 3).reshape(height, width, 3)
-    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3))
-    stripes = np.where((across // 8 % 2)[..., None], (220, 30, 40), (240, 240, 250))
-    inside = (down - height / 2) ** 2 + (across - width / 2) ** 2 < (width / 3) ** 2
-    disc = np.where(inside[..., None], (250, 200, 20), (20, 60, 160))
-    grey = np.full((height, width, 3), 128)
-    return np.stack([ramp, noise, stripes, disc, grey]).astype(np.uint8)
-
-
-def _worst_cosine(engine: ImageEngine, reference: ImageEngine, images: Pixels) -> float:
-    """Of each image in a batch, and of two alone."""
-    expected = reference(images).astype(np.float64)
-    alone = np.concatenate([engine(images[[index]]) for index in range(2)])
-    found = np.concatenate([engine(images), alone])
-    return float((found * np.concatenate([expected, expected[:2]])).sum(axis=1).min())

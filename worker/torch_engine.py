@@ -1,6 +1,6 @@
 """An open_clip model's image tower, from pixels to unit rows, as torch runs it.
 
-An engine turns a chunk of images into embeddings; ``onnx_engine`` is the other one.
+An engine turns a chunk of images into embeddings; ``onnx_engine`` and ``cuda_engine`` are others.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch.nn.functional import normalize
 
 from worker.types import Float32Rows, Pixels, PreprocessSpec
 
-# More rows are hardly faster on a CPU, and each takes 10 MB of activations in each stream; a GPU
-# wants more work.
+# More rows are hardly faster on a CPU, and each takes 10 MB of activations in each stream; other
+# devices want more work.
 _BATCH_ON_CPU: Final = 8
-_BATCH_ON_GPU: Final = 64
+_BATCH_ELSEWHERE: Final = 64
 
 
 class ImageEngine(Protocol):
@@ -30,11 +30,11 @@ class ImageEngine(Protocol):
 
     @property
     def preferred_batch(self) -> int:
-        """Rows in a call that it is fastest with."""
+        """Rows in a call that it is fastest with, and the most that it is called with."""
         ...
 
     def __call__(self, pixels: Pixels) -> Float32Rows:
-        """[n, height, width, 3] uint8 of the preprocessing's size to [n, dimension], n above 0."""
+        """[n, height, width, 3] uint8 of the preprocessing's size to [n, dimension]; n above 0."""
         ...
 
 
@@ -61,12 +61,14 @@ class ImageTower(nn.Module):  # type: ignore[misc]
 
 
 class TorchEngine:
+    """Any number of rows, on whatever device the tower is."""
+
     name: Final = "torch"
 
     def __init__(self, tower: ImageTower) -> None:
         self._tower = tower
         self._device = tower.mean.device
-        self.preferred_batch = _BATCH_ON_CPU if self._device.type == "cpu" else _BATCH_ON_GPU
+        self.preferred_batch = _BATCH_ON_CPU if self._device.type == "cpu" else _BATCH_ELSEWHERE
 
     def __call__(self, pixels: Pixels) -> Float32Rows:
         host = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))  # what torch can share

@@ -6,7 +6,6 @@ Prints what it found as a JSON object: figures by name.
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import os
 import random
@@ -18,17 +17,16 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image
 
 from worker.assembly import fetcher_of, load_model
 from worker.batch_encoder import BatchEncoder
 from worker.bench.image_server import path
 from worker.bench.noop_worker import PREPROCESS
-from worker.bench.photos import photos
+from worker.bench.photos import photos, photos_at
 from worker.imaging import Limits, decode
 from worker.logs import set_up_logs
 from worker.settings_load import load_settings
-from worker.types import Fetched, FramePlan, Pixels
+from worker.types import Fetched, FramePlan
 
 _WAYS_OF = 64  # frames in memory
 _CONCURRENT_DOWNLOADS = 48
@@ -60,7 +58,7 @@ def model(images: int) -> dict[str, float]:
     settings = load_settings()
     encoder = load_model(settings)
     rows = settings.model.batch_rows or encoder.preferred_batch
-    frames = _frames(max(_WAYS_OF, 2 * rows), encoder.info.preprocess.size)
+    frames = photos_at(encoder.info.preprocess.size, max(_WAYS_OF, 2 * rows))
     passes = -(-images // len(frames))
 
     def at_once() -> None:
@@ -87,7 +85,7 @@ def batching(images: int) -> dict[str, float]:
     settings = load_settings()
     encoder = load_model(settings)
     rows = settings.model.batch_rows or encoder.preferred_batch
-    frames = _frames(rows, encoder.info.preprocess.size)
+    frames = photos_at(encoder.info.preprocess.size, rows)
     encoder.encode_images(frames)
     per_second = rows / _seconds(lambda: encoder.encode_images(frames))
     own = _seconds(lambda: encoder.encode_images(frames[:1]), times=50)
@@ -165,12 +163,6 @@ def fetching(port: int, requests: int) -> dict[str, float]:
 
     wall, core = asyncio.run(run())
     return {"requests/s": requests / wall, "core-ms/image": 1000 * core / requests}
-
-
-def _frames(count: int, size: tuple[int, int]) -> Pixels:
-    height, width = size
-    pictures = [Image.open(io.BytesIO(body)).resize((width, height)) for body in photos(20)]
-    return np.stack([np.asarray(pictures[number % 20]) for number in range(count)])
 
 
 def _seconds(call: Callable[[], object], times: int = 9) -> float:

@@ -4,35 +4,26 @@ pace meets all of them."""
 from __future__ import annotations
 
 import os
-import platform
-import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import psutil
-
+from worker.bench.machine import device_of, machine
 from worker.bench.noop_worker import NAME, plain_policy
 from worker.bench.report import worsened
-from worker.bench.results import Figure, Report, Result, read_report
+from worker.bench.results import Figure, Report, Result, read_report, unit_of
 from worker.bench.scenarios import KILOBYTES, SCENARIOS, Figures, Setup
 from worker.errors import Misconfigured
 from worker.policy_yaml import load_policy
 from worker.settings import PREFIX, Settings
 
-_LIBRARIES = (
-    *("imagewarden", "torch", "open_clip_torch", "onnxruntime", "numpy", "pillow", "simplejpeg"),
-    *("kafka-python", "httpx", "aiohttp", "redis", "uvloop"),
-)
 #: Settings that a worker which is measured gets from the environment; the others are the bench's.
 _HANDED_ON = tuple(
     f"{PREFIX}{section}__" for section in ("MODEL", "DECODE", "FETCH", "WORK", "CACHE")
 )
-_UNITS = ("core-ms/image", "core-ms/verdict", "images/s", "verdicts/s", "embeddings/s", "MiB", "ms")
 
 
 @contextmanager
@@ -49,6 +40,7 @@ def set_up(
         "CHECKPOINT": model.checkpoint,
         "CONFIG": model.config,
         "ENGINE": model.engine,
+        "DEVICE": model.device,
     }
     environment |= {f"{PREFIX}MODEL__{key}": str(value) for key, value in given.items() if value}
     with TemporaryDirectory(prefix="bench-") as folder:
@@ -93,17 +85,10 @@ def _result(setup: Setup, name: str, rounds: Sequence[Figures]) -> Result:
     conditions = {"model": model, "photos": f"about {KILOBYTES} KB"}
     if scenario.of_model:
         conditions["engine"] = told[f"{PREFIX}MODEL__ENGINE"]
+        conditions["device"] = device_of(told[f"{PREFIX}MODEL__DEVICE"])
     if name in ("decode", "redecide", "reload"):
         del conditions["photos"]
     return Result(name, conditions, figures, scenario.wanted)
-
-
-def unit_of(figure: str) -> str:
-    """By its name: ``core-ms/image, worker`` is in ``core-ms/image``."""
-    words = figure.replace(",", " ").split()
-    if words[0] == "s":
-        return "s"
-    return next((unit for unit in _UNITS if unit in words), figure if "/s" in figure else "1")
 
 
 def report_of(results: Sequence[Result]) -> Report:
@@ -115,38 +100,3 @@ def warn_of_worse(report: Report, path: Path) -> None:
     if path.is_file():
         for sentence in worsened(report, read_report(path)):
             print(f"worse: {sentence}", file=sys.stderr)  # noqa: T201 - it is the command's answer
-
-
-def machine() -> Mapping[str, str]:
-    """Processors, memory, versions and commit."""
-    return {
-        "processors": f"{len(os.sched_getaffinity(0))} × {_processor()}",
-        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
-        "python": platform.python_version(),
-        **{name: found for name in _LIBRARIES if (found := _version(name))},
-        "commit": _commit(),
-    }
-
-
-def _processor() -> str:
-    with Path("/proc/cpuinfo").open() as lines:
-        told = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-        return next(told, platform.machine())
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _commit() -> str:
-    told = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return told.stdout.strip() or "unknown"

@@ -45,6 +45,9 @@ class NoEncoder:
         rows = [self._of_text(text) for text in texts]
         return np.stack(rows) if rows else np.empty((0, self.info.dimension), np.float32)
 
+    def device_memory(self) -> None:
+        return None
+
     def _of_text(self, text: str) -> Float32Rows:
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
         row = np.random.default_rng(seed).standard_normal(self.info.dimension)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import random
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from worker.demo import photos as demo
+from worker.types import Pixels
 
 #: What photos of the web come to at a quality of 85: 41 KB at 512 pixels.
 _PIXELS_PER_KILOBYTE = 512 * 384 / 41
@@ -31,6 +34,13 @@ def photos(count: int, kilobytes: int = 50) -> list[bytes]:
         crop = ImageOps.mirror(crop) if chance.random() < 0.5 else crop
         found[_of_size(crop, kilobytes * 1000)] = None
     return list(found)
+
+
+def photos_at(size: tuple[int, int], count: int) -> Pixels:
+    """Of this height and width, 20 of them again and again: [count, height, width, 3]."""
+    height, width = size
+    pictures = [Image.open(io.BytesIO(body)).resize((width, height)) for body in photos(20)]
+    return np.stack([np.asarray(pictures[number % 20]) for number in range(count)])
 
 
 def marked(jpeg: bytes, mark: str) -> bytes:

@@ -33,8 +33,9 @@ def _section(result: Result) -> Iterator[str]:
     for name, figure in result.figures.items():
         low, high = figure.spread
         wanted = result.wanted.get(name, "")
+        words = name.replace(",", " ").split()
         cells = (
-            name if figure.unit in (*name.split(), "1") else f"{name} ({figure.unit})",
+            name if figure.unit in ("1", *words) else f"{name} ({figure.unit})",
             *map(_number, (figure.median, low, high)),
             str(len(figure.rounds)),
             wanted,

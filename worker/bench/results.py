@@ -15,6 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from worker.errors import Misconfigured
 
+_UNITS = ("core-ms/image", "core-ms/verdict", "images/s", "verdicts/s", "embeddings/s", "MiB", "ms")
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -59,6 +61,14 @@ class Report:
     measured_at: str
     machine: Mapping[str, str]
     results: tuple[Result, ...]
+
+
+def unit_of(figure: str) -> str:
+    """By its name: ``core-ms/image, worker`` is in ``core-ms/image``."""
+    words = figure.replace(",", " ").split()
+    if words[0] == "s":
+        return "s"
+    return next((unit for unit in _UNITS if unit in words), figure if "/s" in figure else "1")
 
 
 _REPORT: TypeAdapter[Report] = TypeAdapter(Report)

@@ -37,7 +37,7 @@ _SIGNS = {"tansu": "broker", "valkey": "redis", "worker.bench.image_server": "im
 
 #: Between these shares of the verdicts the rate is steady: every stage has work from the first on,
 #: and still has until the second.
-_STEADY = (0.2, 0.9)
+STEADY = (0.2, 0.9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,7 @@ async def _flood(
             ready = time.perf_counter() - began
             kinds = _kinds(started)
             marks = []
-            for share in _STEADY:
+            for share in STEADY:
                 await client.until(round(len(asked) * share))
                 marks.append((time.perf_counter(), len(client.answers), _cpu_seconds(kinds)))
             resident = {
