@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from worker import telemetry
+from worker import telemetry, tracing
 from worker.errors import Malformed, MalformedReason
 from worker.judge import Judge
 from worker.retries import Retry, RetryPlan, retry_of
@@ -79,13 +79,23 @@ class Answerer:
             attempts=last.attempts if last else 0,
             supersedes=last.supersedes if last else None,
         )
+        tracing.note(
+            request_id=verdict.request_id,
+            item_id=verdict.item_id,
+            tenant=verdict.tenant,
+            decision=verdict.decision,
+            action=verdict.action,
+            cache=verdict.cache,
+            error=verdict.error.code.value if verdict.error else None,
+        )
         retry = self._retries.after(verdict, request, last) if self._retries else None
         if retry:
             verdict = to_be_retried(verdict, retry.due)
         messages = []
         news = last is None or verdict.verdict_id != last.supersedes
         if news:
-            messages.append(verdict_message(verdict, record, self._topics.verdicts))
+            context = tracing.context(record)
+            messages.append(verdict_message(verdict, self._topics.verdicts, context))
         if self._retries and retry:
             messages.append(self._retries.message(record, retry))
         for message in messages:
@@ -107,6 +117,7 @@ class Answerer:
             )
             for whole in (True, False)
         )
+        tracing.note(dead_letter=malformed.reason.value)
         there = record.unreadable is None
         fitting = whole if there and self._publisher.fits(whole) else digest
         return Answer((fitting,), rejected=malformed)
@@ -137,6 +148,12 @@ def tell(answer: Answer, record: Record) -> None:
         )
     elif (verdict := answer.verdict) is not None:
         telemetry.VERDICTS.labels(verdict.policy.id, verdict.decision, verdict.action).inc()
+        tenant = telemetry.TENANTS.label(verdict.tenant)
+        telemetry.TENANT_VERDICTS.labels(tenant, verdict.action).inc()
+        telemetry.CATEGORY_PROBABILITY.observe(
+            verdict.policy.id,
+            ((one.id, one.probability) for one in (*verdict.categories, *verdict.shadow)),
+        )
         if verdict.decision == "undetermined" and verdict.action == "allow":
             telemetry.FAIL_OPEN.labels(verdict.policy.id).inc()
         if verdict.listed is not None:

@@ -17,7 +17,7 @@ from typing import NamedTuple, overload
 import numpy as np
 import structlog
 
-from worker import telemetry
+from worker import telemetry, tracing
 from worker.batch_encoder import BatchEncoder
 from worker.cache import EmbeddingCache, UrlCache, are_unit
 from worker.errors import ErrorCode, Stage, Unexaminable
@@ -33,11 +33,16 @@ from worker.types import (
     Float16Rows,
     Float32Rows,
     FramePlan,
+    Load,
     NotModified,
     Seen,
 )
 
 _log = structlog.get_logger(__name__)
+
+_WAITED = telemetry.STAGE_WAIT_SECONDS.labels("images")
+# Decoders and batches count for themselves: they know who waited
+_WORKED = {at: telemetry.STAGE_SECONDS.labels(at.value) for at in (Stage.FETCH, Stage.PUBLISH)}
 
 
 class _Asked(NamedTuple):
@@ -102,6 +107,16 @@ class Examiner:
         self._by_content: Flights[tuple[EmbeddingKey, str], Outcome] = Flights()
         self._in_work: Flights[tuple[EmbeddingKey, str], Outcome] = Flights()
 
+    def loads(self) -> dict[str, Load]:
+        """How full it is, by stage; from any thread."""
+        images, downloads = self._slots.load, self._hosts.downloading
+        return {
+            "images": images._replace(waiting=images.waiting + self._hosts.waiting),
+            "images_low": self._low_slots.load,
+            Stage.FETCH.value: Load(downloads, images.places),
+            Stage.EMBED.value: self._encoder.load,
+        }
+
     async def run(self) -> None:
         """Runs the model's batches until cancelled."""
         try:
@@ -137,7 +152,7 @@ class Examiner:
     ) -> Outcome:
         """Raises ``Unexaminable``. ``sha256`` is what the content must hash to."""
         asked = _Asked(plan, lists, priority)
-        key = self._urls.keyed_hash(url), plan.digest, lists.digest, sha256
+        key = url, plan.digest, lists.digest, sha256
         return shared(*await self._by_url.join(key, lambda: self._from_url(url, asked, sha256)))
 
     @overload
@@ -193,7 +208,9 @@ class Examiner:
     async def _from_body(self, body: bytes, key: EmbeddingKey, asked: _Asked) -> Outcome:
         if cached := await self._cached(key, asked.lists):
             return cached
+        since = time.perf_counter()
         async with self._low_slot(asked.priority), self._slots.hold(asked.priority):
+            _WAITED.observe(time.perf_counter() - since)
             return await self._embed_once(body, key, asked)
 
     async def _download(
@@ -201,11 +218,13 @@ class Examiner:
     ) -> Outcome:
         """``known`` is what it served once, and may serve still."""
         timings: dict[str, float] = {}
+        since = time.perf_counter()
         async with (
             self._low_slot(asked.priority),
             self._hosts.place(url) as place,
             self._slots.hold(asked.priority),
         ):
+            _WAITED.observe(time.perf_counter() - since)
             with _timed(Stage.FETCH, timings), place.attempt():
                 fetched = await self._fetcher.fetch(
                     url,
@@ -213,6 +232,7 @@ class Examiner:
                     worth_retrying=place.worth_retrying,
                 )
             if isinstance(fetched, NotModified):
+                telemetry.FETCHES.labels("not_modified").inc()
                 if not known:
                     raise Unexaminable(
                         ErrorCode.FETCH_FAILED, Stage.FETCH, "304 to an unconditional request"
@@ -221,17 +241,15 @@ class Examiner:
                 _check_digest(seen.sha256, sha256)
                 await self._urls.put(url, Seen(seen.sha256, seen.etag, time.time()))
                 return replace(cached, timings_ms=timings)
+            telemetry.FETCHES.labels("fetched").inc()
             digest = _checked_digest(fetched.body, sha256)
             await self._urls.put(url, Seen(digest, fetched.etag, time.time()))
             outcome = await self._embed_once(fetched.body, self._key(digest, asked.plan), asked)
             return replace(outcome, timings_ms=timings | outcome.timings_ms)
 
     async def _embed_once(self, body: bytes, key: EmbeddingKey, asked: _Asked) -> Outcome:
-        return shared(
-            *await self._in_work.join(
-                (key, asked.lists.digest), lambda: self._embed(body, key, asked)
-            )
-        )
+        flight = key, asked.lists.digest
+        return shared(*await self._in_work.join(flight, lambda: self._embed(body, key, asked)))
 
     async def _embed(self, body: bytes, key: EmbeddingKey, asked: _Asked) -> Outcome:
         if cached := await self._cached(key, asked.lists):
@@ -321,8 +339,10 @@ def _check_digest(digest: str, expected: str | None) -> None:
 def _timed(stage: Stage, timings: dict[str, float]) -> Iterator[None]:
     started = time.perf_counter()
     try:
-        yield
+        with tracing.stage(stage.value):
+            yield
     finally:
         elapsed = time.perf_counter() - started
         timings[stage.value] = round(elapsed * 1000, 3)
-        telemetry.STAGE_SECONDS.labels(stage.value).observe(elapsed)
+        if worked := _WORKED.get(stage):
+            worked.observe(elapsed)

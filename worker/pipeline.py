@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import structlog
 
-from worker import telemetry
+from worker import telemetry, tracing
 from worker.answers import Answer, Answerer, tell
 from worker.delivery import Delivery
 from worker.ledger import Ledger
@@ -25,9 +26,12 @@ from worker.rejections import Rejections
 from worker.seams import Source
 from worker.solitude import Solitude
 from worker.turns import Turns
-from worker.types import OffsetAndMetadata, Record, TopicPartition
+from worker.types import Load, OffsetAndMetadata, Record, TopicPartition
 
 _log = structlog.get_logger(__name__)
+
+_ROOM_SHARE = 4  #: of the records in flight, one in so many are worth a poll
+_WAIT_FOR_ROOM_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,11 @@ class Limits:
     in_flight: int
     commit_interval_seconds: float
     drain_seconds: float
+
+
+class _Taken(NamedTuple):
+    of: TopicPartition
+    at: float  #: when it was polled, on the monotonic clock
 
 
 class Pipeline:
@@ -70,11 +79,25 @@ class Pipeline:
         self._limits = limits
         self._wait = wait
         self._turns = Turns()
-        self._tasks: dict[asyncio.Task[None], TopicPartition] = {}
+        self._tasks: dict[asyncio.Task[None], _Taken] = {}
         self._begun: set[asyncio.Task[None]] = set()
         self._commit_wanted = asyncio.Event()
         self._committed = asyncio.Event()
+        self._freed = asyncio.Event()
+        self._waited = telemetry.STAGE_WAIT_SECONDS.labels("answer")
+        self._worked = telemetry.STAGE_SECONDS.labels("answer")
+        self._ages = telemetry.END_TO_END_SECONDS.labels(lane)
         self.polled_at = time.monotonic()
+        self.committed_at = self.polled_at  #: all that was answered by then is committed
+
+    @property
+    def load(self) -> Load:
+        """Records between poll and commit; from any thread."""
+        return Load(len(self._tasks) + self._delivery.held, self._limits.in_flight)
+
+    def oldest_polled_at(self) -> float | None:
+        """Of the records not answered yet; from any thread."""
+        return min((taken.at for taken in list(self._tasks.values())), default=None)
 
     # ------------------------------------------------------------ the loop
 
@@ -83,17 +106,16 @@ class Pipeline:
         async with asyncio.TaskGroup() as group:
             committing = group.create_task(self._commit_regularly())
             while not stop.is_set():
-                room = self._limits.in_flight - len(self._tasks) - self._delivery.held
-                records = await self._source.poll(max(0, room))
+                records = await self._source.poll(await self._room())
                 self.polled_at = time.monotonic()
                 for record in records:
                     self._ledger.polled(record)
                     task = group.create_task(self._answer(record))
-                    self._tasks[task] = record.topic_partition
+                    self._tasks[task] = _Taken(record.topic_partition, self.polled_at)
                     task.add_done_callback(self._ended)
                 telemetry.REQUESTS.labels(self._lane).inc(len(records))
                 self._observe()
-            unfinished = await self._finish(set(self._tasks.values()))
+            unfinished = await self._finish({taken.of for taken in self._tasks.values()})
             for task in (committing, *unfinished):
                 task.cancel()
         await self._commit_last()
@@ -119,16 +141,31 @@ class Pipeline:
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._tasks[task]
         self._begun.discard(task)
+        self._freed.set()
+
+    async def _room(self) -> int:
+        """For how many records to poll: waits for enough to be worth it, as a poll for one takes
+        as long as for many; not for long, as a member of a group must poll."""
+        worthwhile = -(-self._limits.in_flight // _ROOM_SHARE)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_WAIT_FOR_ROOM_SECONDS):
+                while self._free() < worthwhile:
+                    self._freed.clear()
+                    await self._freed.wait()
+        return max(0, self._free())
+
+    def _free(self) -> int:
+        return self._limits.in_flight - len(self._tasks) - self._delivery.held
 
     def _leave_to_others(self, partitions: Collection[TopicPartition]) -> None:
         """Work that has not begun need not begin: it may wait long, and for a rebalance to end."""
-        for task, partition in self._tasks.items():
-            if partition in partitions and task not in self._begun:
+        for task, taken in self._tasks.items():
+            if taken.of in partitions and task not in self._begun:
                 task.cancel()
 
     async def _finish(self, partitions: Collection[TopicPartition]) -> set[asyncio.Task[None]]:
         self._leave_to_others(partitions)
-        tasks = [task for task, partition in self._tasks.items() if partition in partitions]
+        tasks = [task for task, taken in self._tasks.items() if taken.of in partitions]
         if not tasks:
             return set()
         _, unfinished = await asyncio.wait(tasks, timeout=self._limits.drain_seconds)
@@ -149,9 +186,12 @@ class Pipeline:
             except TimeoutError:
                 pass
             self._commit_wanted.clear()
+            began = time.monotonic()
             if unopened := self._ledger.unopened():
                 self._ledger.opened(await self._source.committed(unopened))
-            await self._delivery.commit()
+            if await self._delivery.commit():
+                self.committed_at = began
+            self._freed.set()
             self._committed.set()
             self._committed = asyncio.Event()
 
@@ -178,19 +218,31 @@ class Pipeline:
         """Its answer, acknowledged; then, and only then, its offset is done."""
         item = None if record.key is None else (record.topic_partition, record.key)
         with self._turns.ticket(item) as turn:
-            await asyncio.sleep(self._wait(record))
-            started = time.perf_counter()
-            async with self._in_work(record) as poison:
-                answer = await self._worked_out(record, poison=poison)
-            if turn is not None:
-                await asyncio.shield(turn)
-            self._rejections.count(rejected=answer.rejected is not None)
+            if seconds := self._wait(record):
+                await asyncio.sleep(seconds)
+            with tracing.request(record):
+                await self._answer_in_turn(record, turn)
 
-            def told() -> None:
-                tell(answer, record)
-                telemetry.REQUEST_SECONDS.observe(time.perf_counter() - started)
+    async def _answer_in_turn(self, record: Record, turn: Awaitable[None] | None) -> None:
+        started = time.perf_counter()
+        async with self._in_work(record) as poison:
+            answer = await self._worked_out(record, poison=poison)
+        worked_out = time.perf_counter()
+        if turn is not None:
+            await asyncio.shield(turn)
+        its_turn = time.perf_counter()
+        self._waited.observe(its_turn - worked_out)
+        self._rejections.count(rejected=answer.rejected is not None)
 
-            await self._delivery.release(record, answer.messages, told)
+        def told() -> None:
+            tell(answer, record)
+            acknowledged = time.perf_counter()
+            self._worked.observe(acknowledged - its_turn)
+            telemetry.REQUEST_SECONDS.observe(acknowledged - started)
+            if record.timestamp_ms > 0:  # else its producer gave it none
+                self._ages.observe(max(0.0, time.time() - record.timestamp_ms / 1000))
+
+        await self._delivery.release(record, answer.messages, told)
 
     async def _worked_out(self, record: Record, *, poison: bool) -> Answer:
         if poison:

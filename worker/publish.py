@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from kafka import KafkaProducer
@@ -21,7 +22,6 @@ from worker.broker import (
     Options,
     open_client,
     producer_settings,
-    resolved,
     servers,
     size_of,
     until_reachable,
@@ -32,14 +32,20 @@ from worker.types import Message
 log = structlog.get_logger(__name__)
 
 
+class _Asked(NamedTuple):
+    message: Message
+    acknowledged: asyncio.Future[None]
+
+
 class KafkaPublisher:
     """``seams.Publisher`` for messages that all in-sync replicas must have. Those of one key keep
     their order; a message whose acknowledgement got lost is published twice.
 
     ``linger_seconds`` is how long a message waits for others to share its request with;
-    ``compression`` one of kafka-python's codecs: gzip needs no library, takes JSON down to a
-    quarter, and where checksums are computed in Python it even saves time. ``max_message_bytes``
-    should be what the topics take (``max.message.bytes``).
+    ``compression`` gzip, lz4, snappy, zstd or none. ``max_message_bytes`` should be what the
+    topics take (``max.message.bytes``).
+
+    Raises ``Misconfigured`` where the library that compresses is missing.
     """
 
     def __init__(
@@ -49,7 +55,7 @@ class KafkaPublisher:
         client_id: str,
         max_message_bytes: int = 1024 * 1024,
         linger_seconds: float = 0.005,
-        compression: str | None = "gzip",
+        compression: str = "gzip",
         delivery_timeout_seconds: float = 120.0,
         close_timeout_seconds: float = 10.0,
         options: Options | None = None,
@@ -77,27 +83,27 @@ class KafkaPublisher:
         # send() blocks for as long as a topic's metadata is unknown; never the event loop
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka-producer")
         self._producer: Any = None
+        self._unsent: list[_Asked] = []
 
     async def start(self) -> None:
         """Connect, waiting for the broker as long as it takes.
 
         Raises ``Misconfigured`` when kafka-python refuses its settings.
         """
+        self._acknowledgements = _Acknowledgements(asyncio.get_running_loop())
         await until_reachable(
             lambda: self._call(self._open), client="producer", bootstrap=self._bootstrap
         )
 
     async def publish(self, message: Message) -> None:
         """See ``seams.Publisher``. Raises ``TooLarge`` or ``Undelivered``."""
-        send = partial(
-            self._producer.send,
-            message.topic,
-            value=message.value,
-            key=message.key,
-            headers=list(message.headers),
-        )
+        loop = asyncio.get_running_loop()
+        asked = _Asked(message, loop.create_future())
+        if not self._unsent:
+            loop.call_soon(self._hand_over)
+        self._unsent.append(asked)
         try:
-            await resolved(await self._call(send))
+            await asked.acknowledged
         except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
             raise TooLarge(
                 f"a message of {len(message.value or b'')} bytes is too large for the topic "
@@ -117,15 +123,43 @@ class KafkaPublisher:
     async def close(self) -> None:
         """Sends what is still waiting, within ``close_timeout_seconds``; then gives up: what is
         waiting is ``Undelivered``."""
+        self._hand_over()
         await self._call(self._close)
         self._thread.shutdown()
 
     async def _call(self, function: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
+    def _hand_over(self) -> None:
+        """All that is asked for in one turn of the event loop at once: threads of Python wait for
+        each other, so waking one for each message costs more than sending it."""
+        if self._unsent:
+            self._thread.submit(self._send, self._unsent)
+            self._unsent = []
+
+    # ------------------------------------------------------------ on the producer's thread
+
     def _open(self) -> None:
         # kept here and not by the caller, who may have been cancelled by now, so that it is closed
         self._producer, _ = open_client(KafkaProducer, **self._settings)
+
+    def _send(self, unsent: Sequence[_Asked]) -> None:
+        for message, acknowledged in unsent:
+            if acknowledged.done():  # cancelled meanwhile
+                continue
+            told = partial(self._acknowledgements.tell, acknowledged)
+            try:
+                sent = self._producer.send(
+                    message.topic,
+                    value=message.value,
+                    key=message.key,
+                    headers=list(message.headers),
+                )
+            except Exception as error:  # noqa: BLE001 - handed to who asked
+                told(error)
+            else:
+                sent.add_callback(lambda _, told=told: told(None))
+                sent.add_errback(told)
 
     def _close(self) -> None:
         if self._producer is None:
@@ -137,3 +171,30 @@ class KafkaPublisher:
             self._producer._sender.force_close()
             self._producer._sender.join()
             self._producer.close(timeout=0)
+
+
+class _Acknowledgements:
+    """From the producer's threads to the event loop, as many at a time as there are."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._told: deque[tuple[asyncio.Future[None], BaseException | None]] = deque()
+        self._woken = False
+
+    def tell(self, acknowledged: asyncio.Future[None], error: BaseException | None) -> None:
+        """From any thread; None when all is well."""
+        self._told.append((acknowledged, error))
+        if not self._woken:
+            self._woken = True
+            self._loop.call_soon_threadsafe(self._settle)
+
+    def _settle(self) -> None:
+        self._woken = False  # before looking: what is told from here on wakes the loop again
+        while self._told:
+            acknowledged, error = self._told.popleft()
+            if acknowledged.done():  # cancelled meanwhile
+                continue
+            if error is None:
+                acknowledged.set_result(None)
+            else:
+                acknowledged.set_exception(error)

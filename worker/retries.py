@@ -15,7 +15,6 @@ from pydantic import AwareDatetime, ValidationError
 from worker.errors import Malformed, MalformedReason
 from worker.schema import Published, Request, Verdict, now
 from worker.types import Message, Record
-from worker.verdicts import TRACE_HEADERS
 
 RETRY_HEADER = "imagewarden-retry"
 
@@ -55,9 +54,8 @@ class RetryPlan:
 
     def message(self, record: Record, retry: Retry) -> Message:
         """The request as it came, under its key, so that those of one item stay in order."""
-        kept = tuple(header for header in record.headers if header[0] in TRACE_HEADERS)
         header = (RETRY_HEADER, retry.model_dump_json().encode())
-        return Message(self.topic, record.key, record.value, (*kept, header))
+        return Message(self.topic, record.key, record.value, (*record.trace_context, header))
 
     def seconds_until_due(self, record: Record) -> float:
         """How long a retry is still to wait, and no longer than the delay: those behind it wait

@@ -58,6 +58,12 @@ class KafkaSettings(Section):
     """The largest request taken; larger ones are dead letters. Brokers default to 1 MiB."""
     message_max_bytes: PositiveInt = 2**20
     """The largest message the topics take: a dead letter is a request and the reason."""
+    compression: Literal["none", "gzip", "lz4", "snappy", "zstd"] = "gzip"
+    """Of all that is published. Every reader knows gzip; zstd takes as little space in a third of
+    the time, lz4 and snappy more in less: their readers may have to install its library."""
+    linger_seconds: Annotated[float, Field(ge=0)] = 0.005
+    """How long what a worker publishes waits for more to go with, which saves processor time and
+    space. An answer waits twice where the image is new: its embedding goes first."""
     commit_interval_seconds: PositiveFloat = 0.5
     """Offsets are committed so often; what lies in between is read again after a crash."""
     transaction_interval_seconds: PositiveFloat = 0.1

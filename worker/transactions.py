@@ -76,7 +76,7 @@ class KafkaTransactions:
         client_id: str,
         transactional_id: str,
         max_message_bytes: int = 1024 * 1024,
-        compression: str | None = "gzip",
+        compression: str = "gzip",
         transaction_timeout_seconds: float = 30.0,
         delivery_timeout_seconds: float = 120.0,
         options: Options | None = None,

@@ -42,6 +42,9 @@ class TopicPartition(NamedTuple):
     partition: int
 
 
+_TRACE_HEADERS = frozenset({"traceparent", "tracestate"})
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One record as it was read, with where it was read: offsets travel with the payload."""
@@ -58,6 +61,11 @@ class Record:
     @property
     def topic_partition(self) -> TopicPartition:
         return TopicPartition(self.topic, self.partition)
+
+    @property
+    def trace_context(self) -> Headers:
+        """W3C trace context, carried on by what is said of it."""
+        return tuple(header for header in self.headers if header[0] in _TRACE_HEADERS)
 
 
 class OffsetAndMetadata(NamedTuple):
@@ -128,6 +136,26 @@ class ModelInfo:
     def digest(self) -> str:
         """Equal digests mean comparable embeddings."""
         return digest_of_model(self.weights_digest, self.preprocess.digest, self.precision)
+
+
+class DeviceMemory(NamedTuple):
+    """Bytes of a GPU's memory: what this process's tensors take, what anybody has taken, all."""
+
+    device: str
+    allocated: int
+    used: int
+    size: int
+
+
+# ---------------------------------------------------------------- work
+
+
+class Load(NamedTuple):
+    """How full a stage is: places taken, places in all, and images that wait for one."""
+
+    busy: int
+    places: int
+    waiting: int = 0
 
 
 # ---------------------------------------------------------------- images

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
+
+from pydantic import TypeAdapter
 
 from worker.errors import Malformed, Stage, Unexaminable
 from worker.examined import Examined, Recognised
@@ -29,13 +30,12 @@ from worker.schema import (
     verdict_id,
 )
 from worker.score import CategoryScore, Decided
-from worker.types import ImageFacts, Message, ModelInfo, Record
-
-#: W3C trace context of the request, carried on by its verdict.
-TRACE_HEADERS = frozenset({"traceparent", "tracestate"})
+from worker.types import Headers, ImageFacts, Message, ModelInfo, Record
 
 #: An item id has at most 256 characters, of at most four bytes each.
 _KEY_BYTES = 1024
+
+_CATEGORIES = TypeAdapter(tuple[CategoryVerdict, ...])
 
 
 def build_verdict(
@@ -200,23 +200,9 @@ def _image(facts: ImageFacts, *, scored: int, worst_frame: int) -> ImageRef:
     )
 
 
-def _categories(scores: Iterable[CategoryScore]) -> tuple[CategoryVerdict, ...]:
-    return tuple(
-        CategoryVerdict(
-            id=score.id,
-            parent=score.parent,
-            probability=score.probability,
-            margin=score.margin,
-            threshold=score.threshold,
-            action=cast(Action, score.action.value),
-            severity=score.severity,
-            loudest_for=score.loudest_for,
-            loudest_against=score.loudest_against,
-            dampened_by=score.dampened_by,
-            calibrated=score.calibrated,
-        )
-        for score in scores
-    )
+def _categories(scores: tuple[CategoryScore, ...]) -> tuple[CategoryVerdict, ...]:
+    """Their fields have the same names."""
+    return _CATEGORIES.validate_python(scores, from_attributes=True)
 
 
 def deciding(verdict: Verdict) -> CategoryVerdict | None:
@@ -240,13 +226,13 @@ def to_be_retried(verdict: Verdict, at: datetime) -> Verdict:
     return verdict.model_copy(update={"error": error})
 
 
-def verdict_message(verdict: Verdict, record: Record, topic: str) -> Message:
-    """Under the item's key, with the trace context of the request's record."""
+def verdict_message(verdict: Verdict, topic: str, trace_context: Headers) -> Message:
+    """Under the item's key."""
     return Message(
         topic=topic,
         key=verdict.item_id.encode(),
         value=verdict.model_dump_json().encode(),
-        headers=tuple(header for header in record.headers if header[0] in TRACE_HEADERS),
+        headers=trace_context,
     )
 
 

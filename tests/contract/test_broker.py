@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
 import uuid
 from collections import Counter, defaultdict
@@ -91,6 +92,31 @@ async def test_a_large_message_is_read_back_whole(
     assert record.value == large
 
 
+@pytest.mark.parametrize("compression", ["none", "gzip", "lz4", "snappy", "zstd"])
+async def test_messages_come_back_equal_in_every_compression(
+    broker_address: str, group: str, compression: str
+) -> None:
+    kit = KafkaKit(broker_address)
+    topic = await fresh_topic(kit, 1)
+    of_text = [b'{"schema_version":1,"item_id":"%d"}' % n * 60 for n in range(40)]
+    of_bytes = [hashlib.shake_256(b"%d" % n).digest(700 * n) for n in range(40)]
+    values = [*of_text, *of_bytes, b"", None]
+    publisher = KafkaPublisher(
+        bootstrap=broker_address, client_id="c", linger_seconds=0.1, compression=compression
+    )
+    await publisher.start()
+    try:
+        messages = (Message(topic, b"%d" % n, value) for n, value in enumerate(values))
+        await asyncio.gather(*map(publisher.publish, messages))
+    finally:
+        await publisher.close()
+    async with member(kit, topic, group) as reader:
+        records = await reader.read(len(values))
+    assert {record.key: record.value for record in records} == {
+        b"%d" % n: value for n, value in enumerate(values)
+    }
+
+
 async def test_a_message_over_the_limit_is_refused_and_others_still_pass(
     kit: Kit, publisher: Publisher, topic: str, group: str
 ) -> None:
@@ -100,6 +126,34 @@ async def test_a_message_over_the_limit_is_refused_and_others_still_pass(
     async with member(kit, topic, group) as reader:
         (record,) = await reader.read(1)
     assert record.value == b"small"
+
+
+async def test_messages_asked_for_at_once_keep_their_order_past_one_that_is_refused(
+    kit: Kit, publisher: Publisher, topic: str, group: str
+) -> None:
+    values = [b"0", b"1", bytes(MAX_MESSAGE_BYTES + 1), b"2", b"3"]
+    ends = await asyncio.gather(
+        *(publisher.publish(Message(topic, b"key", value)) for value in values),
+        return_exceptions=True,
+    )
+    assert [isinstance(end, TooLarge) for end in ends] == [False, False, True, False, False]
+    async with member(kit, topic, group) as reader:
+        records = await reader.read(4)
+    assert [record.value for record in records] == [b"0", b"1", b"2", b"3"]
+
+
+async def test_closing_sends_what_was_asked_for_just_before(
+    kit: Kit, topic: str, group: str
+) -> None:
+    publisher = kit.publisher()
+    await publisher.start()
+    publishing = asyncio.create_task(publisher.publish(Message(topic, b"key", b"last")))
+    await asyncio.sleep(0)  # it asks
+    await publisher.close()
+    await publishing
+    async with member(kit, topic, group) as reader:
+        (record,) = await reader.read(1)
+    assert record.value == b"last"
 
 
 async def test_every_record_comes_once_and_in_order_while_the_room_changes(

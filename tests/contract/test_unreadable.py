@@ -49,7 +49,7 @@ async def new_topic(broker: str) -> str:
     return topic
 
 
-async def publish(broker: str, *batches: list[Message], compression: str | None = None) -> None:
+async def publish(broker: str, *batches: list[Message], compression: str = "none") -> None:
     publisher = KafkaPublisher(
         bootstrap=broker, client_id="tests", linger_seconds=0.5, compression=compression
     )

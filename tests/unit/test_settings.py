@@ -37,6 +37,8 @@ def test_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch, tmp_pat
         ("IMAGEWARDEN_HTTP__PORT", "http", "IMAGEWARDEN_HTTP__PORT is wrong"),
         ("IMAGEWARDEN_HTTP__PORT", "70000", "less than or equal to 65535"),
         ("IMAGEWARDEN_MODEL__PRECISION", "fp8", "'auto', 'fp32', 'bf16' or 'fp16'"),
+        ("IMAGEWARDEN_KAFKA__COMPRESSION", "br", "'none', 'gzip', 'lz4', 'snappy' or 'zstd'"),
+        ("IMAGEWARDEN_KAFKA__LINGER_SECONDS", "-1", "greater than or equal to 0"),
         ("IMAGEWARDEN_KAFKA__BOOTSTRAPP", "x", "did you mean IMAGEWARDEN_KAFKA__BOOTSTRAP?"),
         ("IMAGEWARDEN_POLICY", "x", "did you mean IMAGEWARDEN_POLICIES?"),
         ("IMAGEWARDEN_CONFIG", "/nowhere.toml", "/nowhere.toml, which is not a file"),

@@ -268,9 +268,9 @@ def test_nothing_decided_where_nothing_was_scored() -> None:
 
 def test_verdict_is_published_under_its_item_with_the_trace_of_its_request() -> None:
     trace = (("traceparent", b"00-1-2-01"), ("tracestate", b"v=1"))
-    asked = record(headers=(("cookie", b"secret"), *trace))
+    context = record(headers=(("cookie", b"secret"), *trace)).trace_context
     verdict = verdict_of("red", policy_of(RED), item_id="ítem")
-    message = verdict_message(verdict, asked, "verdicts")
+    message = verdict_message(verdict, "verdicts", context)
     assert (message.topic, message.key) == ("verdicts", "ítem".encode())
     assert message.headers == trace
     assert Verdict.model_validate_json(message.value or b"") == verdict

@@ -74,6 +74,7 @@ async def replay_letters(settings: Settings, places: Sequence[str], reason: str 
         bootstrap=settings.kafka.bootstrap,
         client_id=settings.worker,
         max_message_bytes=settings.kafka.message_max_bytes,
+        compression=settings.kafka.compression,
         options=settings.kafka_security.options(),
     )
     replayed = 0

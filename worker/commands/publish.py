@@ -79,6 +79,7 @@ async def send(settings: Settings, requests: Iterable[Request]) -> None:
         bootstrap=settings.kafka.bootstrap,
         client_id=settings.worker,
         max_message_bytes=settings.kafka.message_max_bytes,
+        compression=settings.kafka.compression,
         options=settings.kafka_security.options(),
     )
     try:

@@ -147,6 +147,7 @@ async def _publish(settings: Settings, plan: Plan, reader: TopicReader, rate: fl
         bootstrap=settings.kafka.bootstrap,
         client_id=settings.worker,
         max_message_bytes=settings.kafka.message_max_bytes,
+        compression=settings.kafka.compression,
         options=settings.kafka_security.options(),
     )
     try:
