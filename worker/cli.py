@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from worker import __version__
+from worker import __version__, cli_operating
 from worker.cli_past import embeddings, register
-from worker.cli_planning import plan
+from worker.cli_planning import plan, simulate
 from worker.cli_policy import policy
 from worker.command_line import (
     EXIT_CODES,
@@ -219,7 +219,9 @@ def bench(
 
 
 register(cli)
+cli_operating.register(cli)
 cli.command()(plan)
+cli.command()(simulate)
 
 
 def _print_version(asked: bool) -> None:
