@@ -28,22 +28,22 @@ def write_album(folder: Path) -> int:
             (folder / name).mkdir(parents=True, exist_ok=True)
             chance = random.Random(name)
             for number in range(1, _CUTS + 1):
-                (folder / name / f"{number}.jpg").write_bytes(jpeg(_cut(photo, chance)))
+                (folder / name / f"{number}.jpg").write_bytes(jpeg(cut(photo, chance)))
                 count += 1
     except OSError as error:
         raise Misconfigured(f"{folder} cannot be written ({error.strerror})") from error
     return count
 
 
-def _cut(photo: Image.Image, chance: random.Random) -> Image.Image:
+def cut(photo: Image.Image, chance: random.Random) -> Image.Image:
     """Half to all of each side, from anywhere in the photo, mirrored as often as not: so unlike
     each other that perceptual hashes take few of them for the same image."""
     width, height = (round(side * chance.uniform(0.5, 1.0)) for side in photo.size)
     left = chance.randrange(photo.width - width + 1)
     top = chance.randrange(photo.height - height + 1)
-    cut = photo.crop((left, top, left + width, top + height))
-    cut.thumbnail((_SIDE, _SIDE))
-    return ImageOps.mirror(cut) if chance.random() < 0.5 else cut
+    part = photo.crop((left, top, left + width, top + height))
+    part.thumbnail((_SIDE, _SIDE))
+    return ImageOps.mirror(part) if chance.random() < 0.5 else part
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""A small HTTP server of images on loopback, good and bad, that counts what is asked of it."""
+"""A small HTTP server of images, good and bad, that counts what is asked of it."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import zlib
 from collections import Counter
@@ -30,9 +31,16 @@ class ImageServer:
         self.hits: Counter[str] = Counter()
         self.port = 0
 
-    async def serve(self, started: Callable[[], None], stop: asyncio.Event) -> None:
-        """Serves on a free loopback port until ``stop``; calls ``started`` once ``port`` is set."""
-        server = await asyncio.start_server(self._converse, "127.0.0.1", 0)
+    async def serve(
+        self,
+        started: Callable[[], None],
+        stop: asyncio.Event,
+        listener: socket.socket | None = None,
+    ) -> None:
+        """Serves until ``stop``, by itself on a free loopback port; calls ``started`` once ``port``
+        is set."""
+        listener = listener or socket.create_server(("127.0.0.1", 0))
+        server = await asyncio.start_server(self._converse, sock=listener)
         self.port = server.sockets[0].getsockname()[1]
         started()
         try:
@@ -73,15 +81,19 @@ class ImageServer:
 
 
 @contextmanager
-def serving(replies: Mapping[str, Reply]) -> Iterator[ImageServer]:
-    """The server in a thread of its own, so that nothing its caller does slows it down."""
+def serving(
+    replies: Mapping[str, Reply], *, host: str = "127.0.0.1", port: int = 0
+) -> Iterator[ImageServer]:
+    """The server in a thread of its own, so that nothing its caller does slows it down. Raises
+    ``OSError`` where it cannot listen there; port 0 is a free one."""
+    listener = socket.create_server((host, port))
     server = ImageServer(replies)
     started = threading.Event()
     stop = asyncio.Event()
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
         thread = threading.Thread(
-            target=runner.run, args=[server.serve(started.set, stop)], name="image-server"
+            target=runner.run, args=[server.serve(started.set, stop, listener)], name="image-server"
         )
         thread.start()
         started.wait()
