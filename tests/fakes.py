@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.types import Float32Rows, ModelInfo, Pixels, PreprocessSpec, digest_of
+from worker.types import DeviceMemory, Float32Rows, ModelInfo, Pixels, PreprocessSpec, digest_of
 
 COLOURS = {
     "red": (255, 0, 0),
@@ -42,6 +42,7 @@ class FakeEncoder:
         self._projection = np.random.default_rng(7).standard_normal((4, dimension))
         self.texts: list[tuple[str, ...]] = []
         self.images: list[int] = []
+        self.memory: DeviceMemory | None = None  #: what it says of its device's
 
     @property
     def info(self) -> ModelInfo:
@@ -66,6 +67,9 @@ class FakeEncoder:
             named = [COLOURS[word] for word in text.lower().split() if word in COLOURS]
             row[:] = (self._of_colours(np.array(named[:1])) if named else self._of_text(text))[0]
         return rows
+
+    def device_memory(self) -> DeviceMemory | None:
+        return self.memory
 
     def _of_colours(self, colours: NDArray[np.float64]) -> Float32Rows:
         """[n, 3] colours in 0..255 to [n, dimension]."""

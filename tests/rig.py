@@ -70,6 +70,7 @@ class Rig:
     publisher: FakePublisher
     transactions: FakeTransactions
     fetcher: FakeFetcher
+    examiner: Examiner
     pipeline: Pipeline
     stop: asyncio.Event
     running: asyncio.Task[None]
@@ -241,7 +242,15 @@ class World:
         stop = asyncio.Event()
         running = self._background(pipeline.run(stop))
         return Rig(
-            self.broker, source, publishing, transactions, self.fetcher, pipeline, stop, running
+            self.broker,
+            source,
+            publishing,
+            transactions,
+            self.fetcher,
+            examiner,
+            pipeline,
+            stop,
+            running,
         )
 
     def _background(self, work: Awaitable[None]) -> asyncio.Task[None]:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from worker import __version__, telemetry
+from worker import __version__, telemetry, tracing
 from worker.assembly import brake_of, examiner_of, load_model
 from worker.background import spare_what_is_loaded
 from worker.brake import Brake
@@ -35,6 +35,7 @@ from worker.seams import Encoder
 from worker.settings import Settings
 from worker.topics import topic_limits
 from worker.types import Embedding, Message
+from worker.watch import watching_device, watching_policies
 
 T = TypeVar("T")
 
@@ -105,6 +106,10 @@ async def _start(
     for path in paths:
         # a typo should not wait for the model to load
         check_lists(load_policy(path), wanted=settings.decode.perceptual_hash)
+    if tracing.configured():
+        from worker.otel import exporting
+
+        parts.enter_context(tracing.collected(parts.enter_context(exporting(settings.worker))))
     http = settings.http
     endpoints = open_endpoints(http.host, http.port, live=probes.live, ready=probes.ready)
     parts.callback(endpoints.close)
@@ -114,6 +119,8 @@ async def _start(
     policies = PolicyStore(paths, encoder, hashed=settings.decode.perceptual_hash)
     await policies.load_all()
     spare_what_is_loaded()
+    parts.enter_context(watching_policies(policies))
+    parts.enter_context(watching_device(encoder))
     _tell(settings, encoder)
 
     probes.waiting_for = "the broker"
@@ -123,6 +130,8 @@ async def _start(
         bootstrap=kafka.bootstrap,
         client_id=settings.worker,
         max_message_bytes=message_bytes,
+        linger_seconds=kafka.linger_seconds,
+        compression=kafka.compression,
         options=settings.kafka_security.options(),
     )
     parts.push_async_callback(publisher.close)

@@ -16,6 +16,7 @@ from worker.cache import EmbeddingCache, Stores, UrlCache
 from worker.decode import DecoderPool
 from worker.egress import EgressPolicy
 from worker.embedding_format import encode_embedding, parse_embedding
+from worker.errors import Stage
 from worker.examine import Examiner
 from worker.fetch import HttpFetcher, tls_context
 from worker.hosts import Hosts
@@ -26,6 +27,7 @@ from worker.seams import Encoder
 from worker.settings import Settings
 from worker.stores import MemoryStore, RedisStore, redis_client
 from worker.types import Embedding
+from worker.watch import watching_stages
 
 _log = structlog.get_logger(__name__)
 
@@ -46,6 +48,7 @@ def load_model(settings: Settings) -> Encoder:
         device=model.device,
         precision=model.precision,
         engine=model.engine,
+        batch_rows=model.batch_rows,
     )
     encoder.warm_up()
     return encoder
@@ -143,6 +146,9 @@ async def examiner_of(
             batch_rows=settings.model.batch_rows or encoder.preferred_batch,
             batch_wait_seconds=settings.model.batch_wait_seconds,
             batches_in_flight=2,
+        )
+        parts.enter_context(
+            watching_stages(lambda: {**examiner.loads(), Stage.DECODE.value: decoder.load})
         )
         running = asyncio.create_task(examiner.run())
         try:

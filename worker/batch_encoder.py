@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import structlog
@@ -18,13 +20,21 @@ from worker import telemetry
 from worker.batching import Batcher
 from worker.errors import DeviceOutOfMemory, ErrorCode, Stage, Unexaminable
 from worker.seams import Encoder
-from worker.types import Float32Rows, Pixels
+from worker.types import Float32Rows, Load, Pixels
 
 _log = structlog.get_logger(__name__)
 
 #: So many full pieces must fit in a row before twice as many rows are tried again: what filled the
 #: device may have gone, and a failed try costs about as much as one piece.
 _PIECES_UNTIL_LARGER = 256
+
+_WAITED = telemetry.STAGE_WAIT_SECONDS.labels(Stage.EMBED.value)
+_WORKED = telemetry.STAGE_SECONDS.labels(Stage.EMBED.value)
+
+
+class _Image(NamedTuple):
+    pixels: Pixels
+    asked: float  #: when, by the performance counter
 
 
 class BatchEncoder:
@@ -39,7 +49,11 @@ class BatchEncoder:
         self._fitting = _FittingRows()
         # A thread for each batch in flight: the model never waits for the next one to be formed
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="encode")
-        self._batcher: Batcher[Pixels, Float32Rows] = Batcher(
+        self._batch_rows = batch_rows
+        self._concurrency = concurrency
+        self._in_flight = 0
+        self._busy_until = 0.0  # counted so far, while a batch is in flight
+        self._batcher: Batcher[_Image, Float32Rows] = Batcher(
             self._on_a_thread,
             max_weight=batch_rows,
             max_wait_seconds=batch_wait_seconds,
@@ -59,10 +73,39 @@ class BatchEncoder:
         Raises ``Unexaminable`` where it fails alone, although the model is well; retryable if the
         device has no memory for it. What else it raises says that the model is broken.
         """
-        return await self._batcher.submit(pixels, weight=len(pixels), priority=priority)
+        image = _Image(pixels, time.perf_counter())
+        return await self._batcher.submit(image, weight=len(pixels), priority=priority)
 
-    async def _on_a_thread(self, images: Sequence[Pixels]) -> Sequence[Float32Rows | Exception]:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._each, images)
+    @property
+    def load(self) -> Load:
+        """Batches in flight, and images that are in none; from any thread."""
+        return Load(self._in_flight, self._concurrency, self._batcher.waiting)
+
+    async def _on_a_thread(self, images: Sequence[_Image]) -> Sequence[Float32Rows | Exception]:
+        begun = time.perf_counter()
+        rows = 0
+        for pixels, asked in images:
+            rows += len(pixels)
+            _WAITED.observe(begun - asked)
+        telemetry.BATCH_FILL.observe(rows / self._batch_rows)
+        self._count_busy(begun)
+        self._in_flight += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._each, [image.pixels for image in images]
+            )
+        finally:
+            ended = time.perf_counter()
+            self._count_busy(ended)
+            self._in_flight -= 1
+            for _ in images:
+                _WORKED.observe(ended - begun)
+
+    def _count_busy(self, now: float) -> None:
+        """Time with a batch in flight counts once, however many there are."""
+        if self._in_flight:
+            telemetry.MODEL_BUSY_SECONDS.inc(now - self._busy_until)
+        self._busy_until = now
 
     def _each(self, images: Sequence[Pixels]) -> list[Float32Rows | Exception]:
         """Rows of each image, or why there are none."""

@@ -53,6 +53,11 @@ class Batcher(Generic[T, R]):
         self._arrival = asyncio.Event()
         self._ended = False
 
+    @property
+    def waiting(self) -> int:
+        """Items in no batch yet; from any thread."""
+        return len(self._waiting)
+
     async def submit(self, item: T, *, weight: int = 1, priority: int = 0) -> R:
         """The item's result. Raises what is its result or what failed its batch, and
         ``CancelledError`` when ``run`` ends: nobody waits for what never comes."""

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Final, get_args
 
 from worker.policy import Calibration, Method, SeverityBand, Target, Targets, Thresholds
-from worker.yaml_texts import LABEL, check_date, digest
+from worker.yaml_texts import LABEL, day, digest
 from worker.yaml_values import Located
 
 MAX_POINTS: Final = 1000
@@ -50,11 +50,12 @@ def calibration_of(at: Located) -> Calibration | None:
         scale=scale or 1.0,
         bias=bias or 0.0,
         points=_points(of["points"]) if method == "isotonic" else (),
+        fitted_on=day(of["date"]),
     )
 
 
 def _check_evidence(of: Mapping[str, Located]) -> None:
-    """It is left in the file for people."""
+    """It is left in the file for people, all but the date."""
     digest(of["data"])
     of["positives"].integer(0, 2**53, default=0)
     of["negatives"].integer(0, 2**53, default=0)
@@ -65,7 +66,6 @@ def _check_evidence(of: Mapping[str, Located]) -> None:
     of["held_out"].text()
     if of["prevalence"].number(0, 1) in (0.0, 1.0):
         of["prevalence"].refuse("`prevalence` is a share of live traffic above 0 and below 1")
-    check_date(of["date"])
 
 
 def _points(at: Located) -> tuple[tuple[float, float], ...]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -22,11 +23,14 @@ from multiprocessing.connection import Pipe
 from worker.decoder_child import Child, Closed, Lost
 from worker.decoder_process import Allowance, Task
 from worker.errors import ErrorCode, Stage, Unexaminable
+from worker.image_formats import format_label
 from worker.imaging import Limits
-from worker.telemetry import DECODER_KILLS
-from worker.types import Decoded, FramePlan, PreprocessSpec
+from worker.telemetry import DECODER_KILLS, DECODES, STAGE_SECONDS, STAGE_WAIT_SECONDS
+from worker.types import Decoded, FramePlan, Load, PreprocessSpec
 
 _GROUP_BYTES = 8 * 2**20  # of bodies: what a child holds beside the image in hand
+
+_WAITED, _WORKED = (each.labels(Stage.DECODE.value) for each in (STAGE_WAIT_SECONDS, STAGE_SECONDS))
 
 
 class DecoderPool:
@@ -55,8 +59,9 @@ class DecoderPool:
         self._group = group
         self._threads: list[threading.Thread] = []
         self._waiting: deque[_Job] = deque()
+        self._idle = 0  # of the children, those that wait for an image
         self._stopped: Exception | None = None  # why no more is taken
-        self._changed = threading.Condition()  # guards the two above
+        self._changed = threading.Condition()  # guards the three above
         # closing one end wakes every thread that waits at the other
         self._closing, self._close = Pipe(duplex=False)
 
@@ -84,6 +89,11 @@ class DecoderPool:
             self._changed.notify()
         return await asyncio.wrap_future(job.answer)
 
+    @property
+    def load(self) -> Load:
+        """Children at work, and images that none has been given yet; from any thread."""
+        return Load(len(self._threads) - self._idle, self._processes, len(self._waiting))
+
     async def close(self) -> None:
         """Ends the children at once. Images not decoded by now raise ``RuntimeError``."""
         self._stop(Closed("the decoder pool was closed"))
@@ -105,9 +115,11 @@ class DecoderPool:
                     unanswered, alone = self._take(), False
                 try:
                     child.send([job.task for job in unanswered])
+                    begun = time.perf_counter()
                     while unanswered:
-                        unanswered[0].settle(child.receive(unanswered[0].task))
-                        unanswered.popleft()
+                        outcome = child.receive(unanswered[0].task)
+                        begun = _count(unanswered[0], outcome, begun)
+                        unanswered.popleft().settle(outcome)
                 except Lost as lost:
                     DECODER_KILLS.labels(cause=lost.cause).inc()
                     child = Child(self._allowance, self._closing)
@@ -117,6 +129,7 @@ class DecoderPool:
                     again = not alone and lost.code is not ErrorCode.DECODE_TIMEOUT
                     unanswered, alone = deque([suspect] if again else []), again
                     if not again:
+                        DECODES.labels(format_label(suspect.task.body), lost.code.value).inc()
                         suspect.settle(Unexaminable(lost.code, Stage.DECODE, str(lost)))
         except Exception as error:  # noqa: BLE001  every caller gets it
             self._stop(error)
@@ -132,7 +145,9 @@ class DecoderPool:
         """What waits, at once, up to a group; waits only for the first. Raises ``Closed``."""
         with self._changed:
             while True:
+                self._idle += 1
                 self._changed.wait_for(lambda: self._waiting or self._stopped)
+                self._idle -= 1
                 if self._stopped:
                     raise self._stopped
                 # a share, so that one child does not take all while another idles
@@ -165,6 +180,7 @@ class DecoderPool:
 class _Job:
     task: Task
     answer: Future[Decoded] = field(default_factory=Future)
+    asked: float = field(default_factory=time.perf_counter)
 
     def settle(self, outcome: Decoded | Exception) -> None:
         if not self.answer.set_running_or_notify_cancel():
@@ -173,3 +189,15 @@ class _Job:
             self.answer.set_result(outcome)
         else:
             self.answer.set_exception(outcome)
+
+
+def _count(job: _Job, outcome: Decoded | Unexaminable, begun: float) -> float:
+    """Of an image that was answered; ``begun`` is when work on it began. Returns when it ended."""
+    ended = time.perf_counter()
+    _WAITED.observe(begun - job.asked)
+    _WORKED.observe(ended - begun)
+    if isinstance(outcome, Decoded):
+        DECODES.labels(outcome.facts.media_type.removeprefix("image/"), "decoded").inc()
+    else:
+        DECODES.labels(format_label(job.task.body), outcome.code.value).inc()
+    return ended

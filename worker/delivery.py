@@ -50,8 +50,8 @@ class Delivery(Protocol):
         come in order."""
         ...
 
-    async def commit(self) -> None:
-        """What can be committed now."""
+    async def commit(self) -> bool:
+        """What can be committed now; whether it was."""
         ...
 
     async def hand_over(self, partitions: Collection[TopicPartition]) -> Offsets:
@@ -82,10 +82,11 @@ class AtLeastOnce:
         self._ledger.done(record)
         told()
 
-    async def commit(self) -> None:
+    async def commit(self) -> bool:
         if offsets := self._ledger.committable():
             await self._source.commit(offsets)
             self._ledger.committed(offsets)
+        return True
 
     async def hand_over(self, partitions: Collection[TopicPartition]) -> Offsets:
         return self._ledger.closing(partitions)
@@ -123,9 +124,11 @@ class ExactlyOnce:
             self._answers[record.topic_partition][record.offset] = _Answered(messages, told)
             self._ledger.done(record)
 
-    async def commit(self) -> None:
-        if not await self._commit(self._ledger.committable):
+    async def commit(self) -> bool:
+        committed = await self._commit(self._ledger.committable)
+        if not committed:
             await asyncio.sleep(_BETWEEN_TRIES_SECONDS)
+        return committed
 
     async def hand_over(self, partitions: Collection[TopicPartition]) -> Offsets:
         for _ in range(_LAST_TRIES):

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 import httpx
 
+from worker import telemetry
 from worker.errors import ErrorCode, Misconfigured, Stage, Transient, Unexaminable
 
 IPAddress = IPv4Address | IPv6Address
@@ -111,16 +112,16 @@ class EgressPolicy:
     def judge_port(self, port: int) -> None:
         """Whether any address may be reached at ``port``. Raises ``Unexaminable``."""
         if port not in self._ports and port not in self._exceptional_ports:
-            _forbidden(f"port {port} may not be reached")
+            _forbidden("port", f"port {port} may not be reached")
 
     def judge_address(self, address: IPAddress, port: int) -> None:
         """Whether this address may be reached at ``port``. Raises ``Unexaminable``."""
         if (address, port) in self._exceptions:
             return
         if (kind := _special_purpose(address)) is not None:
-            _forbidden(f"{address} may not be reached: {kind}")
+            _forbidden(kind, f"{address} may not be reached: {kind}")
         if port not in self._ports:
-            _forbidden(f"port {port} may not be reached")
+            _forbidden("port", f"port {port} may not be reached")
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,5 +284,8 @@ def _invalid(detail: str) -> NoReturn:
     raise Unexaminable(ErrorCode.URL_INVALID, Stage.FETCH, detail)
 
 
-def _forbidden(detail: str) -> NoReturn:
+def _forbidden(kind: str, detail: str) -> NoReturn:
+    """``kind`` is "port" or one of the tables' above."""
+    reason = kind.partition(" (")[0].replace(" ", "_").replace("-", "_").lower()
+    telemetry.ADDRESSES_REFUSED.labels(reason).inc()
     raise Unexaminable(ErrorCode.ADDRESS_FORBIDDEN, Stage.FETCH, detail)

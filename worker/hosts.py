@@ -61,6 +61,16 @@ class Hosts:
         # Nobody asks for these now, but they have failed; since when (loop time), oldest first
         self._failed: OrderedDict[str, tuple[_Host, float]] = OrderedDict()
 
+    @property
+    def downloading(self) -> int:
+        """Downloads under way, from all hosts; from any thread."""
+        return sum(host.downloading for host in list(self._asked.values()))
+
+    @property
+    def waiting(self) -> int:
+        """Askers that wait for a place of their host's; from any thread."""
+        return sum(host.waiting for host in list(self._asked.values()))
+
     @asynccontextmanager
     async def place(self, url: str) -> AsyncIterator[Place]:
         """Wait for a place of the host that ``url`` names.
@@ -123,6 +133,7 @@ class Place:
             answered = True
         except Unexaminable as failure:
             answered = not failure.retryable  # a 404 is an answer
+            telemetry.FETCHES.labels(failure.code.value).inc()
             raise
         finally:
             self._host.ended(answered)
@@ -159,6 +170,14 @@ class _Host:
         self._downloading = 0
         self._silence: asyncio.TimerHandle | None = None
         self._waiting: deque[asyncio.Future[bool]] = deque()  # True: here is a place
+
+    @property
+    def downloading(self) -> int:
+        return self._downloading
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
 
     async def admit(self) -> None:
         # Past its time, one is let through to see, as soon as nobody is left from before
@@ -238,6 +257,7 @@ class _Host:
             _log.info("host_breaker_closed", host=self.name)
 
     def _unavailable(self) -> Unexaminable:
+        telemetry.FETCHES.labels(ErrorCode.HOST_UNAVAILABLE.value).inc()
         return Unexaminable(
             ErrorCode.HOST_UNAVAILABLE,
             Stage.FETCH,

@@ -57,6 +57,8 @@ _SIGNATURES: tuple[tuple[bytes, str, str | None], ...] = (
     (rb"[\t\r\n\x20-\x7e]{16,}", "plain text", None),
 )
 
+_SIGNED_BYTES = 128  # of these a signature takes at most 76, after some white space
+
 #: The names of the decoders, and the media types of what they read.
 FORMATS = frozenset(format_ for _, _, format_ in _SIGNATURES if format_ in Image.OPEN)
 MEDIA_TYPES = frozenset(Image.MIME[format_] for format_ in FORMATS)
@@ -73,6 +75,15 @@ def format_of(body: bytes) -> str:
         Stage.DECODE,
         f"the content looks like {name}, which is not a kind of image that is decoded",
     )
+
+
+def format_label(body: bytes) -> str:
+    """For metrics, the media type of what the bytes begin like without ``image/``: jpeg, png, …;
+    other for what is not decoded."""
+    try:
+        return Image.MIME[format_of(body[:_SIGNED_BYTES])].removeprefix("image/")
+    except Unexaminable:
+        return "other"
 
 
 @contextmanager

@@ -21,6 +21,8 @@ from worker.score import decide
 from worker.types import ModelInfo
 from worker.verdicts import braked, build_verdict, listed_verdict, undetermined_verdict
 
+_WORKED = telemetry.STAGE_SECONDS.labels(Stage.SCORE.value)
+
 
 class Judge:
     """``worker`` is named in the verdicts; ``priority`` is that of its images, 0 the highest.
@@ -96,7 +98,7 @@ class Judge:
         scoring = time.perf_counter()
         seen = outcome.embedding
         decided = decide(policy, seen.rows, request.tenant, seen.facts.rows)
-        telemetry.STAGE_SECONDS.labels(Stage.SCORE.value).observe(time.perf_counter() - scoring)
+        _WORKED.observe(time.perf_counter() - scoring)
         return build_verdict(
             request,
             outcome,

@@ -27,6 +27,7 @@ from worker.solitude import Solitude
 from worker.source import KafkaSource
 from worker.transactions import KafkaTransactions
 from worker.types import ModelInfo, Record
+from worker.watch import watching_lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ async def open_pipelines(
             limits=_limits(settings, lane),
             wait=plan.seconds_until_due if plan and lane.retrying else _at_once,
         )
+        parts.enter_context(watching_lane(lane.name, pipeline))
         parts.push_async_callback(source.close)
         pipelines.append(pipeline)
         starting.append(source.start(drain=pipeline.drain, forget=pipeline.forget))
@@ -176,6 +178,7 @@ async def _delivery(
         transactional_id=f"{kafka.transactional_id or f'{kafka.group}.{settings.worker}'}"
         f".{lane.name}",
         max_message_bytes=message_bytes,
+        compression=kafka.compression,
         transaction_timeout_seconds=kafka.transaction_timeout_seconds,
         options=settings.kafka_security.options(),
     )

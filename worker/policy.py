@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from datetime import date
 from enum import StrEnum
 from functools import cached_property
 from typing import Final, Literal
@@ -71,6 +72,7 @@ class Calibration:
     without a bias. ``isotonic``: linear between ``points`` of (margin, probability), both
     ascending, and level beyond them. ``fitted_for`` is the ``margin_digest`` of the margins it was
     fitted on (`for` in the file): for any other margins the calibration counts as none.
+    ``fitted_on`` is the day, where the file says one; it is evidence, and decides nothing.
     """
 
     fitted_for: str
@@ -78,6 +80,7 @@ class Calibration:
     scale: float = 1.0
     bias: float = 0.0
     points: tuple[tuple[float, float], ...] = ()
+    fitted_on: date | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +204,8 @@ class Policy:
         content = asdict(replace(self, id="", version=0, lists=lists, tests=()))
         for category in content["categories"]:
             del category["description"], category["targets"]
+            if category["calibration"]:
+                del category["calibration"]["fitted_on"]
             if category["head"]:
                 del category["head"]["file"], category["head"]["vector"], category["head"]["bias"]
         for hash_list in content["lists"]:

@@ -93,6 +93,10 @@ class PolicyStore:
             return next(iter(self._current.values()))
         return self._current[policy_id]
 
+    def all_current(self) -> Sequence[CompiledPolicy]:
+        """Of every file; from any thread."""
+        return list(self._current.values())
+
     async def load_all(self) -> None:
         """Load every file, or raise ``InvalidPolicy`` or another ``Misconfigured``."""
         if not self._files:
@@ -142,6 +146,8 @@ class PolicyStore:
             telemetry.POLICY_INFO.remove(*_labels(replaced.policy))
         telemetry.POLICY_INFO.labels(*_labels(policy)).set(1)
         telemetry.POLICY_STALE.labels(policy.id).set(0)
+        telemetry.POLICY_LOADED_AT.labels(policy.id).set_to_current_time()
+        telemetry.TENANTS.know(self._tenants())
         _log.info(
             "policy_loaded",
             path=str(file.path),
@@ -151,6 +157,9 @@ class PolicyStore:
             uncalibrated=len(compiled.uncalibrated),
             among_them=compiled.uncalibrated[:_NAMED],
         )
+
+    def _tenants(self) -> set[str]:
+        return {each.tenant for one in self.all_current() for each in one.policy.overrides}
 
     def _check_id(self, file: _File, policy: Policy) -> None:
         if file.policy_id is None and policy.id in self._current:

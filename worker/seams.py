@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 from worker.types import (
     Decoded,
+    DeviceMemory,
     Fetched,
     Float32Rows,
     FramePlan,
@@ -47,6 +48,10 @@ class Encoder(Protocol):
 
     def encode_texts(self, texts: Sequence[str]) -> Float32Rows:
         """n texts to [n, dimension], rows of length one; n may be 0."""
+        ...
+
+    def device_memory(self) -> DeviceMemory | None:
+        """None where the device has no memory of its own, or does not tell."""
         ...
 
 

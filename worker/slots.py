@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from worker.types import Load
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Asker:
@@ -24,8 +26,14 @@ class PrioritySlots:
         """Raises ``ValueError`` where nobody could ever be admitted."""
         if capacity < 1:
             raise ValueError(f"a capacity of {capacity} admits nobody: give at least 1")
+        self._capacity = capacity
         self._free = capacity
         self._waiting: list[_Asker] = []  # in the order they are to be admitted
+
+    @property
+    def load(self) -> Load:
+        """From any thread."""
+        return Load(self._capacity - self._free, self._capacity, len(self._waiting))
 
     @asynccontextmanager
     async def hold(self, priority: int = 0) -> AsyncIterator[None]:

@@ -197,6 +197,7 @@ class _Lane(Generic[T, R]):
         show_health: Callable[[], None],
     ) -> None:
         self._operation = operation
+        self._errors = telemetry.CACHE_ERRORS.labels(_TIER, operation)  # there from 0 on
         self._send = send
         self._timeout_seconds = timeout_seconds
         self._breaker_seconds = breaker_seconds
@@ -254,7 +255,7 @@ class _Lane(Generic[T, R]):
         return [list(islice(rest, len(call))) for call in calls]
 
     def _failed(self, error: Exception) -> None:
-        telemetry.CACHE_ERRORS.labels(_TIER, self._operation).inc()
+        self._errors.inc()
         self._failures += 1
         self._next_try = self._clock() + self._breaker_seconds
         if self._failures == _FAILURES_UNTIL_DOWN:

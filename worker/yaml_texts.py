@@ -30,13 +30,17 @@ def digest(at: Located) -> str:
     return text
 
 
-def check_date(at: Located) -> None:
-    if isinstance(at.value, date) or not (text := at.text()):
-        return
+def day(at: Located) -> date | None:
+    """None where it is absent or refused."""
+    if isinstance(at.value, date):  # so YAML reads one without quotes, and one with a time of day
+        return date(at.value.year, at.value.month, at.value.day)
+    if not (text := at.text()):
+        return None
     try:
-        date.fromisoformat(text)
+        return date.fromisoformat(text)
     except ValueError:
         at.refuse(f"{at.name} is {text[:80]!r}; write a date as YYYY-MM-DD")
+        return None
 
 
 def duration(at: Located, low: str, high: str) -> float | None:

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from tests.fakes import FakeEncoder
 from tests.policy_factory import head_bytes
 from worker import telemetry
+from worker.collectors import Probabilities, Reading
 from worker.errors import ErrorCode
 from worker.feedback import parse_feedback
 from worker.policy_yaml import load_policy, parse_policy
@@ -75,10 +76,12 @@ def _prose(field: FieldInfo) -> str:
 def metrics_table() -> str:
     rows = []
     for metric in vars(telemetry).values():
-        if isinstance(metric, MetricWrapperBase):
+        if isinstance(metric, MetricWrapperBase | Reading | Probabilities):
             [family] = metric.describe()
+            ours = not isinstance(metric, MetricWrapperBase)
+            names = metric.labelnames if ours else metric._labelnames
             suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
-            labels = ", ".join(f"`{name}`" for name in metric._labelnames)
+            labels = ", ".join(f"`{name}`" for name in names)
             kind = "gauge" if isinstance(metric, Info) else family.type
             name = f"`{family.name}{suffix}`"
             rows.append((name, kind, labels, family.documentation))

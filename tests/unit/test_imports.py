@@ -17,6 +17,7 @@ STAGES = {
     "source": {"broker", "rebalance"},
     "publish": {"broker"},
     "topics": {"broker"},
+    "topic_admin": {"broker", "topic_plan"},
     "transactions": {"broker", "rebalance"},
     "broker": {"unreadable"},
     "unreadable": set(),
@@ -26,7 +27,7 @@ STAGES = {
     "resolver": {"flights"},
     "connections": set(),
     "egress": set(),
-    "decode": {"decoder_child", "decoder_process", "imaging"},
+    "decode": {"decoder_child", "decoder_process", "imaging", "image_formats"},
     "decoder_child": {"decoder_process", "image_formats"},
     "decoder_process": {"imaging", "image_formats"},
     "imaging": {"views", "colours", "image_formats", "perceptual"},
@@ -37,9 +38,13 @@ STAGES = {
     "cache": set(),
     "stores": set(),
     "redis_counts": set(),
-    "embed": {"onnx_engine", "pocket", "torch_engine", "weights"},
-    "onnx_engine": {"torch_engine"},
+    "embed": {"cuda_engine", "onnx_engine", "pocket", "torch_engine", "weights"},
+    "onnx_engine": {"canaries", "torch_engine"},
+    "cuda_engine": {"canaries", "staged_engine", "torch_engine"},
+    "canaries": set(),
+    "staged_engine": set(),
     "torch_engine": set(),
+    "model_check": {"embed", "weights"},
     "weights": {"pocket"},
     "pocket": set(),
 }
@@ -53,6 +58,7 @@ CONCRETE = {
     "publish",
     "transactions",
     "topics",
+    "topic_admin",
     "fetch",
     "decode",
     "stores",
@@ -85,10 +91,16 @@ PURE = {
     "past.feedback",
     "past.live_rates",
     "planning",
+    "topic_plan",
+    "scrapes",
+    "commands.top_numbers",
 }
 IO = {"asyncio", "socket", "httpx", "httpcore", "kafka", "redis", "subprocess", "threading", "os"}
 
-WITH_TORCH = {"bench.weights", "embed", "onnx_engine", "pocket", "torch_engine", "weights"}
+WITH_TORCH = {
+    *("bench.gpu_decode", "bench.gpu_model", "bench.weights", "cuda_engine", "embed"),
+    *("model_check", "onnx_engine", "pocket", "torch_engine", "weights"),
+}
 TORCH = {"torch", "torchvision", "open_clip", "timm", "transformers"}
 
 
@@ -120,7 +132,10 @@ OURS = {
 #: The packages of others.
 THEIRS = {name: {of.partition(".")[0] for of in names} for name, names in IMPORTS.items()}
 #: Typer's side of the command line: it alone may know of commands without being one.
-COMMAND_LINE = {"cli", "cli_editing", "cli_policy", "cli_past", "cli_planning", "command_line"}
+COMMAND_LINE = {
+    *("cli", "cli_editing", "cli_operating", "cli_past", "cli_planning", "cli_policy"),
+    "command_line",
+}
 ENTRY_POINTS = {
     name
     for name in PATHS

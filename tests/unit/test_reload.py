@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -205,6 +207,52 @@ async def test_a_symlink_that_is_swapped_is_an_edit(tmp_path: Path) -> None:
         swapped.symlink_to("..version-2")
         swapped.replace(data)
         await until_version(2, store)
+
+
+def project(volume: Path, files: Mapping[str, bytes]) -> None:
+    """Brings a volume to a ConfigMap's content as the kubelet does: a new folder, one link swapped
+    for another, then the old folder removed. What is mounted are links through that one."""
+    data = volume / "..data"
+    old = volume / os.readlink(data) if data.is_symlink() else None
+    new = Path(tempfile.mkdtemp(prefix="..2026_11_21_", dir=volume))
+    for name, content in files.items():
+        (new / name).parent.mkdir(exist_ok=True)
+        (new / name).write_bytes(content)
+        top = Path(name).parts[0]
+        if not (volume / top).is_symlink():
+            (volume / top).symlink_to(f"..data/{top}")
+    swapped = volume / "..data_tmp"
+    swapped.symlink_to(new.name)
+    swapped.replace(data)
+    if old is not None:
+        shutil.rmtree(old)
+
+
+async def test_a_policy_and_its_head_in_a_config_map_are_brought_up_to_date_together(
+    tmp_path: Path,
+) -> None:
+    info = FakeEncoder().info
+
+    def content(version: int) -> dict[str, bytes]:
+        headed = {"id": "red", "head": "heads/red.safetensors", "review": 0.5}
+        head = head_bytes(info, [1.0] * info.dimension, bias=-float(version))
+        return {
+            "policy.yaml": policy_bytes(headed, id="projected", version=version),
+            "heads/red.safetensors": head,
+        }
+
+    def seen(store: PolicyStore) -> tuple[int, float]:
+        policy = store.current().policy
+        assert policy.categories[0].head is not None
+        return policy.version, policy.categories[0].head.bias
+
+    project(tmp_path, content(1))
+    async with watched(tmp_path / "policy.yaml") as store:
+        assert seen(store) == (1, -1.0)
+        for version in (2, 3, 4):
+            project(tmp_path, content(version))
+            await until(lambda wanted=(version, -float(version)): seen(store) == wanted)
+        await until(lambda: metric("policy_stale", policy="projected") == 0)
 
 
 async def test_an_edit_in_place_of_equal_size_and_time_is_seen(path: Path) -> None:
