@@ -35,6 +35,7 @@ from torch.nn.functional import normalize
 
 from worker.cuda_engine import cuda_engine
 from worker.errors import DeviceOutOfMemory, Misconfigured
+from worker.packed_linears import pack_linears
 from worker.pocket import fold_batch_norms, pointwise_by_onednn
 from worker.torch_engine import ImageEngine, ImageTower, TorchEngine, preprocess_of
 from worker.types import DeviceMemory, Float32Rows, ModelInfo, Pixels
@@ -228,6 +229,8 @@ def load_encoder(
             )
         if name == POCKET and plain:  # not before the export, which knows torch's own layers alone
             pointwise_by_onednn(model.visual.trunk)
+        if plain and images is None:
+            pack_linears(tower, by_torch)
         return OpenClipEncoder(
             name,
             model,
