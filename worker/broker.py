@@ -224,7 +224,8 @@ def retry_delays() -> Iterator[float]:
 
 
 def record_of(read: ConsumerRecord) -> Record:
-    """A header without a value, which the protocol allows, reads as an empty one."""
+    """A header without a value, which the protocol allows, reads as an empty one, and a record of
+    the oldest format, which has no timestamp, as one that was given none."""
     return Record(
         topic=read.topic,
         partition=read.partition,
@@ -232,7 +233,7 @@ def record_of(read: ConsumerRecord) -> Record:
         key=read.key,
         value=read.value,
         headers=tuple((name, value or b"") for name, value in read.headers),
-        timestamp_ms=read.timestamp,
+        timestamp_ms=read.timestamp or 0,
         unreadable=next(
             (why.decode() for name, why in read.headers if name == UNREADABLE_HEADER), None
         ),

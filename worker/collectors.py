@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 
+import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
+
+_log = structlog.get_logger(__name__)
 
 Labels = tuple[str, ...]
 Samples = Iterable[tuple[Labels, float]]
@@ -20,7 +23,8 @@ Samples = Iterable[tuple[Labels, float]]
 class Reading(Collector):
     """A gauge that keeps nothing: who knows its values is asked for them at each scrape.
 
-    They are asked on the thread that serves the scrape, while everything else goes on.
+    They are asked on the thread that serves the scrape, while everything else goes on. One that
+    fails costs its own values and a line of the log; the rest of the scrape is told.
     """
 
     def __init__(
@@ -52,7 +56,12 @@ class Reading(Collector):
 
     def collect(self) -> list[GaugeMetricFamily]:
         families = self.describe()
-        samples = {labels: value for source in tuple(self._sources) for labels, value in source()}
+        samples: dict[Labels, float] = {}
+        for source in tuple(self._sources):
+            try:
+                samples.update(source())
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is not the others'
+                _log.warning("metric_not_read", metric=self._name, error=repr(error))
         for labels, value in samples.items():
             families[0].add_metric(labels, value)
         return families

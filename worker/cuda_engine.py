@@ -7,6 +7,7 @@ neither made nor changed later, so no request ever waits for one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from threading import Lock
 from typing import Any, Final
@@ -123,7 +124,10 @@ class _Model:
 
     def forget(self) -> None:
         self._graphs.clear()
-        torch.cuda.empty_cache()  # does nothing where CUDA was never used
+        # A recording that broke off counts as under way, and then torch may refuse. It does nothing
+        # where CUDA was never used
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()
 
 
 class _Lane:

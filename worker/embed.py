@@ -20,6 +20,7 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
@@ -124,7 +125,8 @@ class OpenClipEncoder:
         except torch.OutOfMemoryError as error:
             reason = first_line(error)
         # Not before the error is gone: its traceback holds what there is of the batch
-        torch.cuda.empty_cache()  # does nothing where CUDA was never used
+        with suppress(RuntimeError):  # which a recording of a graph that broke off may bring
+            torch.cuda.empty_cache()  # does nothing where CUDA was never used
         raise DeviceOutOfMemory(f"no memory for {len(pixels)} rows: {reason}")
 
     def encode_texts(self, texts: Sequence[str]) -> Float32Rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,9 @@ from worker.types import Headers, Record
 _LAST_SPANS_SECONDS = 3.0
 
 _W3C = TraceContextTextMapPropagator()
+
+# It quotes whatever a request's headers have in place of a trace's state
+logging.getLogger("opentelemetry.trace.span").setLevel(logging.ERROR)
 
 
 @contextmanager
@@ -68,10 +72,15 @@ class OtelSpans:
                 "messaging.kafka.offset": record.offset,
             },
             record_exception=False,
+            set_status_on_exception=False,  # which tells its message
         ) as span:
             token = self._request.set(span)
             try:
                 yield
+            except Exception as failed:
+                span.set_attribute("error.type", type(failed).__name__)
+                span.set_status(Status(StatusCode.ERROR))
+                raise
             finally:
                 self._request.reset(token)
 

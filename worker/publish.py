@@ -133,9 +133,15 @@ class KafkaPublisher:
     def _hand_over(self) -> None:
         """All that is asked for in one turn of the event loop at once: threads of Python wait for
         each other, so waking one for each message costs more than sending it."""
-        if self._unsent:
-            self._thread.submit(self._send, self._unsent)
-            self._unsent = []
+        unsent, self._unsent = self._unsent, []
+        if not unsent:
+            return
+        try:
+            self._thread.submit(self._send, unsent)
+        except RuntimeError as closed:  # whoever asked would wait for ever
+            for _, acknowledged in unsent:
+                if not acknowledged.done():
+                    acknowledged.set_exception(closed)
 
     # ------------------------------------------------------------ on the producer's thread
 

@@ -208,9 +208,10 @@ class _Scaler:
     def machines(self, step: int, lag: float, answered: float) -> int:
         """That work in this step, of which the lag and the rate before it are known."""
         scaling = self._scaling
-        self._lately.append(self._wanted(lag, answered))
-        if not step:  # the day begins with what it needs
+        if not step:  # the day begins with what it needs, as if it had for long
             self._asked = self._bounded(math.ceil(answered / self._per_machine))
+            self._lately.extend([self._asked] * _steps(scaling.patience_seconds))
+        self._lately.append(self._wanted(lag, answered))
         if step % _steps(scaling.look_seconds) == 0:
             aim = min(max(self._lately), 2 * self._asked)
             if aim > self._asked:

@@ -270,5 +270,6 @@ class _Lane(Generic[T, R]):
 
 
 def _told(error: Exception) -> str:
-    """The client's messages name host and port; never the password, nor a key or value."""
-    return f"{type(error).__name__}: {error}"
+    """The client's messages name host and port; never the password, nor a key or value, which
+    Redis quotes of a command that it does not know."""
+    return f"{type(error).__name__}: {str(error).partition(', with args')[0]}"

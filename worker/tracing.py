@@ -16,6 +16,7 @@ from worker.errors import Misconfigured
 from worker.types import Headers, Record
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_NEEDED = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 _NOTHING = nullcontext()
 
 
@@ -45,12 +46,19 @@ def configured() -> bool:
     endpoint = next((name for name in _ENDPOINTS if os.environ.get(name)), None)
     if disabled or endpoint is None:
         return False
-    if not find_spec("opentelemetry") or not find_spec("opentelemetry.sdk"):
+    if not _installed():
         raise Misconfigured(
             f"{endpoint} is set, and OpenTelemetry is not installed: "
             "pip install 'imagewarden[tracing]', or unset it"
         )
     return True
+
+
+def _installed() -> bool:
+    try:
+        return all(map(find_spec, _NEEDED))
+    except ModuleNotFoundError:  # of a package that one of them is in
+        return False
 
 
 @contextmanager

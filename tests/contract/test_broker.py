@@ -261,6 +261,19 @@ async def test_lag_is_what_lies_between_the_last_record_read_and_the_end(
         assert reader.source.lag() == {TopicPartition(topic, 0): 0}
 
 
+async def test_lag_grows_while_there_is_no_room_to_read(
+    kit: Kit, publisher: Publisher, topic: str, group: str
+) -> None:
+    await publish(publisher, topic, range(10))
+    async with member(kit, topic, group) as reader:
+        await reader.read(4)
+        for number in range(5):  # the embedded broker takes a batch for one record here
+            await publish(publisher, topic, [number])
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while reader.source.lag() != {TopicPartition(topic, 0): 11}:
+                assert await reader.poll(0) == []
+
+
 async def test_two_groups_each_read_everything(
     kit: Kit, publisher: Publisher, topic: str, group: str
 ) -> None:
@@ -480,3 +493,11 @@ async def test_closing_tells_who_still_waits_that_a_message_was_not_delivered() 
     await publisher.close()
     with pytest.raises(Undelivered, match=topic):
         await waiting
+
+
+async def test_nothing_is_published_once_a_publisher_is_closed() -> None:
+    publisher = KafkaPublisher(bootstrap="localhost:1", client_id="contract")
+    await publisher.close()
+    async with asyncio.timeout(5):
+        with pytest.raises(RuntimeError):
+            await publisher.publish(Message("topic", b"key", b"value"))

@@ -109,3 +109,17 @@ async def test_a_wrong_password_of_redis_is_told_of_and_not_shown(
     assert value is None
     assert "invalid username-password pair" in str(logs)
     assert "hunter2" not in str(logs)
+
+
+async def test_a_redis_that_does_not_know_passwords_is_not_quoted() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(65536)
+        writer.write(f"-ERR unknown command `AUTH`, with args: `{PASSWORD}`\r\n".encode())
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        value, logs = await kept(f"redis://:{ESCAPED}@127.0.0.1:{port}")
+    assert value is None
+    assert "unknown command `AUTH`" in str(logs)
+    assert "hunter2" not in str(logs)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from kafka import codec
+from kafka.consumer.fetcher import ConsumerRecord
 
-from worker.broker import _LastWords, producer_settings
+from worker.broker import _LastWords, producer_settings, record_of
 from worker.errors import Misconfigured
 
 
@@ -54,3 +55,8 @@ def test_a_compression_whose_library_is_missing_is_refused_with_what_to_install(
 
 def test_no_batch_is_larger_than_a_message_may_be() -> None:
     assert producer("gzip", max_message_bytes=5000)["batch_size"] == 5000
+
+
+def test_a_record_of_the_format_without_timestamps_is_one_that_was_given_none() -> None:
+    fields = dict.fromkeys(ConsumerRecord._fields) | {"topic": "requests", "headers": []}
+    assert record_of(ConsumerRecord(**fields)).timestamp_ms == 0

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram
+from structlog.testing import capture_logs
 
-from worker.collectors import Known, Probabilities, Reading
+from worker.collectors import Known, Probabilities, Reading, Samples
 
 BOUNDS = (0.05, 0.5, 1.0)
 probabilities = st.floats(0, 1) | st.sampled_from(BOUNDS)
@@ -48,6 +49,20 @@ def test_reading_goes_on_where_another_ends(registry: CollectorRegistry, depth: 
             pass
         [family] = registry.collect()
     assert [(each.labels, each.value) for each in family.samples] == [({"well": "north"}, 1)]
+
+
+def test_reading_that_fails_costs_its_own_values_alone(
+    registry: CollectorRegistry, depth: Reading
+) -> None:
+    def broken() -> Samples:
+        yield ("north",), 1
+        raise RuntimeError("the rope is too short")
+
+    with capture_logs() as logs, depth.of(broken), depth.of(lambda: [(("south",), 2)]):
+        assert registry.get_sample_value("depth_metres", {"well": "south"}) == 2
+    assert [(line["event"], line["metric"]) for line in logs] == [
+        ("metric_not_read", "depth_metres")
+    ]
 
 
 def test_of_two_readings_of_the_same_the_later_counts(

@@ -90,6 +90,17 @@ def test_graphs_that_fail_or_give_other_rows_are_done_without(
     assert np.allclose(engine(noise(3)), TorchEngine(tower)(noise(3)), atol=1e-5)
 
 
+def test_memory_that_cannot_be_given_back_after_a_failed_recording_stops_nothing(
+    tower: ImageTower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", refuse)
+    engine = cuda_engine(tower, most=4, lanes=2, graphs=no_memory)
+    assert np.allclose(engine(noise(3)), TorchEngine(tower)(noise(3)), atol=1e-5)
+
+
 def test_batches_are_as_long_as_was_asked_for(tower: ImageTower) -> None:
     assert cuda_engine(tower, most=6, lanes=1, graphs=None).preferred_batch == 6
 

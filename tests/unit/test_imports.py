@@ -38,8 +38,9 @@ STAGES = {
     "cache": set(),
     "stores": set(),
     "redis_counts": set(),
-    "embed": {"cuda_engine", "onnx_engine", "pocket", "torch_engine", "weights"},
+    "embed": {"cuda_engine", "onnx_engine", "packed_linears", "pocket", "torch_engine", "weights"},
     "onnx_engine": {"canaries", "torch_engine"},
+    "packed_linears": {"canaries", "torch_engine"},
     "cuda_engine": {"canaries", "staged_engine", "torch_engine"},
     "canaries": set(),
     "staged_engine": set(),
@@ -99,7 +100,7 @@ IO = {"asyncio", "socket", "httpx", "httpcore", "kafka", "redis", "subprocess", 
 
 WITH_TORCH = {
     *("bench.gpu_decode", "bench.gpu_model", "bench.weights", "cuda_engine", "embed"),
-    *("model_check", "onnx_engine", "pocket", "torch_engine", "weights"),
+    *("model_check", "onnx_engine", "packed_linears", "pocket", "torch_engine", "weights"),
 }
 TORCH = {"torch", "torchvision", "open_clip", "timm", "transformers"}
 

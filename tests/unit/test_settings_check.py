@@ -49,6 +49,22 @@ def listening() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
+@contextmanager
+def answering(line: str) -> Iterator[int]:
+    """A port that says ``line`` to the first thing that anybody says, and hangs up."""
+
+    def answer() -> None:
+        with server.accept()[0] as client:
+            client.recv(4096)
+            client.sendall(f"{line}\r\n".encode())
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield server.getsockname()[1]
+        thread.join(10)
+
+
 def test_a_line_is_printed_for_each_check_and_what_is_wrong(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -120,6 +136,15 @@ def test_an_absent_broker_is_a_sentence() -> None:
 def test_an_absent_redis_is_a_sentence_without_its_password(url: str, sentence: str) -> None:
     [said] = redis_problems(load_settings({"redis": {"url": url}}))
     assert sentence in said
+    assert SECRET not in said
+
+
+def test_a_redis_that_quotes_what_it_does_not_know_is_not_quoted() -> None:
+    with answering(f"-ERR unknown command `AUTH`, with args beginning with: `{SECRET}`, ") as port:
+        [said] = redis_problems(
+            load_settings({"redis": {"url": f"redis://:{SECRET}@127.0.0.1:{port}"}})
+        )
+    assert "refuses what we ask (unknown command `AUTH`)" in said
     assert SECRET not in said
 
 

@@ -169,6 +169,17 @@ def test_a_machine_works_only_after_it_has_started() -> None:
     assert slow.waits.max() > fast.waits.max() + 60
 
 
+@pytest.mark.parametrize("busy", [0.0, 0.7])
+def test_a_day_begins_with_the_machines_that_it_needs_and_keeps_them_for_the_patience(
+    busy: float,
+) -> None:
+    scaling = Scaling(least=1, busy=busy, patience_seconds=300)
+    day = simulate(
+        replace(STEADY, images_per_day=864_000_000), NO_REPEATS, Machine(), RATES, scaling
+    )
+    assert (day.machines[: round(300 / STEP_SECONDS)] >= 10_000 / 800).all()
+
+
 def test_scaling_by_the_lag_alone_needs_a_lag() -> None:
     by_lag, by_rate = (
         simulate(STEADY, NO_REPEATS, Machine(), RATES, Scaling(1, busy=busy)) for busy in (0.0, 0.7)

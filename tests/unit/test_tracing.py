@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import pytest
 
 from worker import tracing
+from worker.errors import Misconfigured
 from worker.types import Headers, Record
 
 OWN = (("traceparent", b"00-1-2-01"),)
@@ -63,6 +65,21 @@ def test_what_is_disabled_stays_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     assert not tracing.configured()
+
+
+@pytest.mark.parametrize(
+    "absent",
+    ["opentelemetry.sdk", "opentelemetry.exporter", "opentelemetry.exporter.otlp.proto.http"],
+)
+def test_what_is_not_installed_is_told_with_how_to_install_it(
+    absent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
+    for name in [name for name in sys.modules if f"{name}.".startswith(f"{absent}.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, absent, None)
+    with pytest.raises(Misconfigured, match=r"pip install 'imagewarden\[tracing\]'"):
+        tracing.configured()
 
 
 def test_spans_go_to_who_collects_them_and_to_nobody_after() -> None:

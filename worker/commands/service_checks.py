@@ -23,7 +23,7 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
-from worker.commands.settings_show import masked_url
+from worker.commands.settings_show import MASK, masked_url
 from worker.commands.topics import names_of
 from worker.fetch import tls_context
 from worker.proxy import EgressProxy
@@ -125,16 +125,26 @@ def redis_problems(settings: Settings) -> Iterator[str]:
             yield from _written(client, settings)
         except AuthenticationError as error:
             yield (
-                f"the Redis at {place} refuses our login ({error}); check the user and the "
-                "password in IMAGEWARDEN_REDIS__URL, percent-encoded"
+                f"the Redis at {place} refuses our login ({_reply(error, client)}); check the user "
+                "and the password in IMAGEWARDEN_REDIS__URL, percent-encoded"
             )
         except ResponseError as error:
-            yield f"the Redis at {place} refuses what we ask ({error}); check our user's rights"
+            yield (
+                f"the Redis at {place} refuses what we ask ({_reply(error, client)}); check our "
+                "user's rights"
+            )
         except (RedisError, OSError) as error:
             yield (
                 f"no Redis answers at {place} ({_cause(error)}); check IMAGEWARDEN_REDIS__URL, and "
                 "that it is up"
             )
+
+
+def _reply(error: RedisError, client: Redis) -> str:
+    """What Redis said without what it quotes: of an AUTH that it does not know, the password."""
+    said = str(error).partition(", with args")[0]
+    password = client.get_connection_kwargs().get("password")
+    return said.replace(password, MASK) if password else said
 
 
 def _pinged(client: Redis, settings: Settings) -> Iterator[str]:
