@@ -74,9 +74,9 @@ deploy-tools: setup
 demo: setup
 	$(BIN)/imagewarden demo $(if $(KEEP),--keep)
 
-# What it found becomes the report that the next run is held against.
+# What it found is what the next run is held against, and what `imagewarden plan` knows by itself.
 bench: setup
-	$(BIN)/python -m tests.bench --json tests/bench/results.json > tests/bench/RESULTS.new
+	$(BIN)/python -m tests.bench --json worker/bench/measured.json > tests/bench/RESULTS.new
 	mv tests/bench/RESULTS.new tests/bench/RESULTS.md
 
 # Others at the same work, each in an environment of its own under ~/.cache/imagewarden/bench/peers.

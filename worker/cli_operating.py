@@ -46,7 +46,7 @@ def topics_create(
         float, typer.Option(min=0.01, help="How long requests wait while no worker runs.")
     ] = 7.0,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be created, and what differs.")
+        bool, typer.Option("--dry-run", help="Only say what is missing, and what differs.")
     ] = False,
     format: Formats = None,
 ) -> None:

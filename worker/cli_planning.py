@@ -10,6 +10,23 @@ import typer
 from worker.command_line import Formats, reported
 from worker.commands.render import chosen
 
+ModelRate = Annotated[
+    float | None,
+    typer.Option(min=0.001, help="Images/s of the model on one GPU.", show_default=False),
+]
+CoreMs = Annotated[
+    float | None,
+    typer.Option(min=0, help="Cores' ms for an image without the model.", show_default=False),
+]
+ProcessRate = Annotated[
+    float | None,
+    typer.Option(min=0.001, help="Images/s of a process without model.", show_default=False),
+]
+CachedRate = Annotated[
+    float | None,
+    typer.Option(min=0.001, help="Cached verdicts/s of a process.", show_default=False),
+]
+
 
 def plan(
     images_per_day: Annotated[
@@ -44,26 +61,14 @@ def plan(
         Path | None,
         typer.Option(help="Report of `imagewarden bench --json`; by itself, the one shipped."),
     ] = None,
-    model_rate: Annotated[
-        float | None,
-        typer.Option(min=0.001, help="Images/s of the model on one GPU.", show_default=False),
-    ] = None,
+    model_rate: ModelRate = None,
     model_core_ms: Annotated[
         float | None,
         typer.Option(min=0.001, help="Or a core's ms for an image.", show_default=False),
     ] = None,
-    core_ms: Annotated[
-        float | None,
-        typer.Option(min=0, help="Cores' ms for an image without the model.", show_default=False),
-    ] = None,
-    process_rate: Annotated[
-        float | None,
-        typer.Option(min=0.001, help="Images/s of a process without model.", show_default=False),
-    ] = None,
-    cached_rate: Annotated[
-        float | None,
-        typer.Option(min=0.001, help="Cached verdicts/s of a process.", show_default=False),
-    ] = None,
+    core_ms: CoreMs = None,
+    process_rate: ProcessRate = None,
+    cached_rate: CachedRate = None,
     format: Formats = None,
 ) -> None:
     """Plan GPUs, cores, processes, partitions, Redis and topics for a load, from measured rates.
@@ -93,18 +98,9 @@ def plan(
             verdict_bytes=VERDICT_BYTES + categories * CATEGORY_BYTES,
         )
     )
-    given: dict[str, float | str] = {}
-    if model_rate is not None:
-        given |= {"model_per_second": model_rate, "model_runs_on": "GPU"}
+    given = _given(model_rate, core_ms, process_rate, cached_rate)
     if model_core_ms is not None:
         given |= {"model_per_second": 1000 / model_core_ms, "model_runs_on": "core"}
-    for field, value in (
-        ("core_ms", core_ms),
-        ("process_per_second", process_rate),
-        ("cached_per_second", cached_rate),
-    ):
-        if value is not None:
-            given[field] = value
     reported(lambda: show_plan(load, model, rates, given, chosen(format)))
 
 
@@ -142,10 +138,10 @@ def simulate(
         Path | None,
         typer.Option(help="Report of `imagewarden bench --json`; by itself, the one shipped."),
     ] = None,
-    model_rate: Annotated[
-        float | None,
-        typer.Option(min=0.001, help="Images/s of the model on one GPU.", show_default=False),
-    ] = None,
+    model_rate: ModelRate = None,
+    core_ms: CoreMs = None,
+    process_rate: ProcessRate = None,
+    cached_rate: CachedRate = None,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write it as a page with pictures, too.")
     ] = None,
@@ -156,9 +152,7 @@ def simulate(
     from worker.commands.simulate import show_simulation
     from worker.simulation import Arrivals, Machine, Repeats, Scaling
 
-    given: dict[str, float | str] = {}
-    if model_rate is not None:
-        given = {"model_per_second": model_rate, "model_runs_on": "GPU"}
+    given = _given(model_rate, core_ms, process_rate, cached_rate)
     arrivals = Arrivals(
         images_per_day, swing=swing, bursts=bursts, burst_factor=burst_factor, seed=seed
     )
@@ -179,3 +173,22 @@ def simulate(
             html,
         )
     )
+
+
+def _given(
+    model_rate: float | None,
+    core_ms: float | None,
+    process_rate: float | None,
+    cached_rate: float | None,
+) -> dict[str, float | str]:
+    """Rates in place of a report's."""
+    numbers = {
+        "model_per_second": model_rate,
+        "core_ms": core_ms,
+        "process_per_second": process_rate,
+        "cached_per_second": cached_rate,
+    }
+    given: dict[str, float | str] = {
+        field: value for field, value in numbers.items() if value is not None
+    }
+    return given | {"model_runs_on": "GPU"} if model_rate is not None else given

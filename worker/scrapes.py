@@ -79,8 +79,8 @@ class Change:
             for before, after in self._pairs
         )
 
-    def largest(self, gauge: str) -> float | None:
-        return max((value for value, *_ in self._series(gauge, {})), default=None)
+    def largest(self, gauge: str, **labels: str) -> float | None:
+        return max((value for value, *_ in self._series(gauge, labels)), default=None)
 
     def least(self, gauge: str, **labels: str) -> float | None:
         return min((value for value, *_ in self._series(gauge, labels)), default=None)

@@ -1,9 +1,9 @@
 """Consumes: records from Kafka, for as many as there is room, as a member of a group.
 
 The consumer is not thread safe, and its calls block, so all of them run on one thread of their
-own; commits alone, which may be asked for beside a poll, on a second. Its network loop is a third,
-on which a rebalance is announced. A rebalance asks the event loop to let the work in flight of the
-revoked partitions finish, and goes on with what it answers.
+own; commits alone, which may be asked for beside a poll, on a second, and the ends of partitions on
+a third. Its network loop is one more, on which a rebalance is announced. A rebalance asks the event
+loop to let the work in flight of the revoked partitions finish, and goes on with what it answers.
 
 Partitions are assigned cooperatively: only those that move are revoked, while the work on all
 others goes on. The older, eager protocol would be wrong here, and not just slow: kafka-python
@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -24,7 +24,12 @@ import structlog
 from kafka import KafkaConsumer
 from kafka import TopicPartition as KafkaTopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.errors import CommitFailedError, RebalanceInProgressError, RetriableError
+from kafka.errors import (
+    CommitFailedError,
+    KafkaError,
+    RebalanceInProgressError,
+    RetriableError,
+)
 
 from worker.broker import (
     Options,
@@ -43,6 +48,8 @@ T = TypeVar("T")
 
 _COMMIT_SECONDS = 5.0  # for the broker to answer; after that the group is kept alive in between
 _CLOSE_SECONDS = 5.0
+_ENDS_SECONDS = 1.0  # for brokers to tell where partitions end
+_ENDS_EVERY_SECONDS = 2.0
 _LONGEST_WAIT_SECONDS = 5.0  # between commits while no broker answers
 _TOLD_EVERY_SECONDS = 10.0  # that a rebalance holds up a commit
 
@@ -99,6 +106,10 @@ class KafkaSource:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka-consumer")
         # kafka-python runs them on its network loop; only the wait is here, beside that of a poll
         self._commits = ThreadPoolExecutor(1, thread_name_prefix="kafka-commits")
+        self._ends_thread = ThreadPoolExecutor(1, thread_name_prefix="kafka-ends")
+        self._asking: Future[None] | None = None
+        self._ask_again_at = 0.0
+        self._ends: Mapping[KafkaTopicPartition, int] = {}
         self._consumer: Any = None
         self._network: Any = None
         self._rebalances: Any = None
@@ -205,6 +216,7 @@ class KafkaSource:
         await self._call(self._close)
         self._thread.shutdown()
         self._commits.shutdown(wait=False)
+        self._ends_thread.shutdown(wait=False)
 
     async def _reached(self, attempt: Callable[[], T]) -> T:
         return await until_reachable(
@@ -243,26 +255,47 @@ class KafkaSource:
         records = [record_of(read) for of_partition in polled.values() for read in of_partition]
         if len(records) > room:
             raise RuntimeError(f"polled {len(records)} records with room for {room}")
+        self._keep_asking_for_ends()
         with suppress(RetriableError):  # what was measured last stands
             self._lag = self._measured_lag()
         return records
 
+    def _keep_asking_for_ends(self) -> None:
+        """A fetch tells where a partition ended then. While a worker has no room, what it fetched
+        lies buffered and nothing is fetched: the lag would shrink as it grows."""
+        if self._asking is not None and not self._asking.done():
+            return
+        if time.monotonic() >= self._ask_again_at:
+            self._ask_again_at = time.monotonic() + _ENDS_EVERY_SECONDS
+            assigned = list(self._consumer.assignment())
+            self._asking = self._ends_thread.submit(self._ask_for_ends, assigned)
+
     def _measured_lag(self) -> dict[TopicPartition, int]:
         lag = {}
         for assigned in self._consumer.assignment():
-            # The end as the fetches report it, for asking the broker would be I/O; and the
-            # position, not the last record's: an end may be a transaction's marker.
+            # The position and not the last record's: an end may be a transaction's marker.
             end = self._consumer.highwater(assigned)
             if end is None:
                 continue
             position = self._consumer.position(assigned, timeout_ms=0)
             if position is not None:
+                end = max(end, self._ends.get(assigned, 0))
                 lag[TopicPartition(*assigned)] = max(0, end - position)
         return lag
 
     def _close(self) -> None:
+        if self._asking is not None:
+            wait([self._asking], timeout=_ENDS_SECONDS)
         if self._consumer is not None:
             self._consumer.close(autocommit=False, timeout_ms=int(_CLOSE_SECONDS * 1000))
+
+    # ------------------------------------------------------------ on the thread for ends
+
+    def _ask_for_ends(self, partitions: Sequence[KafkaTopicPartition]) -> None:
+        with suppress(KafkaError):  # what was told last stands
+            self._ends = self._consumer.end_offsets(
+                partitions, timeout_ms=int(_ENDS_SECONDS * 1000)
+            )
 
     # ------------------------------------------------------------ on the thread for commits
 

@@ -61,6 +61,8 @@ class Supervisor:
         self._members = members
         self._patience = patience or Patience()
         self.places = [Place(number, member.socket) for number, member in enumerate(members)]
+        for place in self.places:
+            PROCESS_RESTARTS.labels(str(place.number))  # 0 is told, so that the first one is a rise
         self._running: dict[int, asyncio.subprocess.Process] = {}
         self._stopping = asyncio.Event()
         self._proven = asyncio.Event()

@@ -321,7 +321,10 @@ FEEDBACK_MALFORMED = _counter(
 
 MODEL_INFO = Info("imagewarden_model", "The model that embeds.", registry=REGISTRY)
 BUILD_INFO = Info("imagewarden_build", "The version that runs.", registry=REGISTRY)
-READY = _gauge("imagewarden_ready", "1 once a canary image went through the model.")
+READY = _gauge(
+    "imagewarden_ready",
+    "1 once a canary image went through the model and the request topic is subscribed to.",
+)
 PROCESSES = _gauge(
     "imagewarden_processes",
     "Worker processes that run (`--processes` alone; its other metrics have a label `process`).",

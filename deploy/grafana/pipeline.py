@@ -4,6 +4,10 @@ from deploy.grafana.panels import ORANGE, YELLOW, bars, heat, lines, number, pag
 
 _RATE = "[$__rate_interval]"
 _FULL = "max by (stage) (imagewarden_stage_busy_places / imagewarden_stage_places)"
+_FULL_OF_LIVE = (
+    "max by (stage) (imagewarden_stage_busy_places / "
+    'imagewarden_stage_places{stage!~"requests_(retries|backfill)"})'
+)
 
 
 def pipeline() -> str:
@@ -17,9 +21,10 @@ def pipeline() -> str:
                     "Which stage is the fullest?",
                     "The one with the least room left, in the process that has the least. The "
                     "stage to widen is the last one of requests, images, fetch, decode and embed "
-                    "that is full: those before it are full because it is.",
+                    "that is full: those before it are full because it is. Retries and backfill "
+                    "fill theirs while they wait, and are not asked about.",
                     "percentunit",
-                    f"topk(1, {_FULL})",
+                    f"topk(1, {_FULL_OF_LIVE})",
                     legend="{{stage}}",
                     width=6,
                     steps={0.8: YELLOW, 0.95: ORANGE},
@@ -146,11 +151,11 @@ def pipeline() -> str:
                 ),
                 lines(
                     "Are there hosts that do not answer?",
-                    "Hosts left alone now, summed over the workers, and tries for each download: "
-                    "above 1 where downloads are tried again.",
+                    "Hosts left alone now, on the worker with the most, and tries for each "
+                    "download: above 1 where downloads are tried again.",
                     "short",
                     {
-                        "hosts left alone": "sum(imagewarden_host_breakers_open)",
+                        "hosts left alone": "max(imagewarden_host_breakers_open)",
                         "tries for a download": "sum(rate("
                         f"imagewarden_fetch_attempts_total{_RATE})) / "
                         f"(sum(rate(imagewarden_fetches_total{_RATE})) > 0)",

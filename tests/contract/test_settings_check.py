@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import redis
 from kafka import KafkaAdminClient
 from kafka.admin import (
     ACL,
+    ACLFilter,
     ACLOperation,
     ACLPermissionType,
     ResourcePattern,
@@ -92,6 +94,15 @@ def guarded() -> Iterator[str]:
         yield cluster.bootstrap
 
 
+def until_in_force(admin: KafkaAdminClient, pattern: ResourcePattern, rules: int) -> None:
+    """The controller has taken them; the broker hears of them in a moment."""
+    any_of = ACLFilter(None, None, ACLOperation.ANY, ACLPermissionType.ANY, pattern)
+    deadline = time.monotonic() + 30
+    while len(admin.describe_acls(any_of)[0]) < rules:
+        assert time.monotonic() < deadline, "the rules are not in force"
+        time.sleep(0.02)
+
+
 @contextmanager
 def denied(address: str, kind: ResourceType, name: str, operation: ACLOperation) -> Iterator[None]:
     """Everybody else is allowed all the same."""
@@ -104,6 +115,7 @@ def denied(address: str, kind: ResourceType, name: str, operation: ACLOperation)
     try:
         told = admin.create_acls(rules)
         assert not told["failed"]
+        until_in_force(admin, pattern, len(rules))
         yield
         admin.delete_acls(rules)
     finally:

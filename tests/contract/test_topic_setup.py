@@ -77,7 +77,7 @@ def test_all_that_workers_read_and_write_is_created(cluster: Cluster) -> None:
 def test_a_dry_run_creates_nothing(cluster: Cluster) -> None:
     done = cluster.create("--dry-run")
     assert done.exit_code == Exit.ALL_ALLOWED
-    assert {line["state"] for line in lines(done).values()} == {"would be created"}
+    assert {line["state"] for line in lines(done).values()} == {"missing"}
     assert cluster.described() == {}
 
 

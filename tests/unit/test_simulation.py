@@ -210,6 +210,12 @@ def test_the_command_compares_six_fleets_and_writes_a_page(tmp_path: Path) -> No
     assert page.read_text().count("<svg") == 3
 
 
+def test_every_rate_can_be_given_in_place_of_a_report() -> None:
+    rates = ["--model-rate", "800", "--core-ms", "8", "--process-rate", "150"]
+    done = CliRunner().invoke(cli, ["simulate", *rates, "--cached-rate", "500"])
+    assert done.exit_code == 0, done.output
+
+
 def test_a_rate_that_nobody_measured_is_asked_for(tmp_path: Path) -> None:
     write_report(Report("2026-11-21T12:00:00+00:00", {}, ()), tmp_path / "rates.json")
     done = CliRunner().invoke(cli, ["simulate", "--rates", str(tmp_path / "rates.json")])

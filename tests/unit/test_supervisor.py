@@ -122,6 +122,14 @@ async def test_process_that_dies_is_started_again(tmp_path: Path) -> None:
     assert await ended(running) == 0
 
 
+def test_one_that_never_died_is_told_of_with_no_restarts(tmp_path: Path) -> None:
+    with serving(Lab(tmp_path, "", processes=2)) as address:
+        text = httpx.get(f"{address}/metrics").text
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    told = {each.labels["process"] for each in families["imagewarden_process_restarts"].samples}
+    assert {"0", "1"} <= told
+
+
 def test_pause_doubles_up_to_the_longest() -> None:
     pauses = [Patience().pause(deaths) for deaths in (1, 2, 3, 5, 6, 7, 5000)]
     assert pauses == [1, 2, 4, 16, 30, 30, 30]

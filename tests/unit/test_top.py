@@ -159,13 +159,30 @@ def test_the_model_of_several_processes_is_as_busy_as_they_are_on_average() -> N
     assert embed.busy == 0.75
 
 
+def test_retries_that_wait_for_their_delay_are_not_the_oldest_in_work() -> None:
+    name = "imagewarden_oldest_in_flight_seconds"
+    after = f'{name}{{lane="live"}} 2\n{name}{{lane="retries"}} 55\n'
+    assert numbers_of(change("", after)).oldest_seconds == 2
+
+
+def test_a_host_that_several_workers_leave_alone_is_one() -> None:
+    name = "imagewarden_host_breakers_open"
+    after = f'{name}{{process="0"}} 1\n{name}{{process="1"}} 1\n'
+    assert numbers_of(change("", after)).warnings == ("image hosts left alone: 1",)
+
+
+def test_those_that_are_not_ready_are_counted() -> None:
+    after = 'imagewarden_ready{process="0"} 1\nimagewarden_ready{process="1"} 0\n'
+    assert numbers_of(change("", after)).warnings == ("1 of 2 ready (/readyz says why)",)
+
+
 def test_what_an_alert_would_be_about_is_named() -> None:
     after = (
         'imagewarden_ready 0\nimagewarden_cache_up{tier="redis"} 0\n'
         'imagewarden_cache_up{tier="memory"} 1\nimagewarden_policy_stale{policy="p"} 1\n'
     )
     assert numbers_of(change("", after)).warnings == (
-        "not ready",
+        "0 of 1 ready (/readyz says why)",
         "redis does not answer",
         "an edited policy is refused",
     )

@@ -60,7 +60,7 @@ def verdict_table(verdicts: Iterable[tuple[str, Verdict | str]], title: str | No
     """A row for each name; a string in place of a verdict says why there is none."""
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
     table.add_column("image", overflow="fold", ratio=3)
-    table.add_column("decision", no_wrap=True)
+    table.add_column("decision", min_width=len("undetermined"))
     table.add_column("category", overflow="fold", ratio=2)
     table.add_column("prob.", justify="right", no_wrap=True)
     table.add_column("loudest prompt, or what went wrong", overflow="fold", ratio=4)

@@ -22,6 +22,7 @@ from worker.commands.render import Format
 from worker.settings import CONFIG_VARIABLE, PREFIX, Settings
 
 MASK = "***"
+_ENVIRONMENT = "environment variable"
 
 #: Whatever is not plainly one of these is not shown at all: in a password that is not
 #: percent-encoded, anything can look like a host.
@@ -54,7 +55,9 @@ def show_settings(settings: Settings, format: Format, *, changed: bool) -> None:
     table.add_column("from", overflow="fold")
     for variable, value, origin in rows:
         style = "dim" if origin == "default" else ""
-        table.add_row(variable.removeprefix(PREFIX), Text(_told(value)), origin, style=style)
+        # The variable is the setting's own name, but for case
+        told = "environment" if origin.startswith(_ENVIRONMENT) else origin
+        table.add_row(variable.removeprefix(PREFIX), Text(_told(value)), told, style=style)
     # In a pipe there is no width to fit into
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
@@ -66,7 +69,7 @@ def in_force(settings: Settings) -> Iterator[Shown]:
     for path, value in _leaves(settings):
         variable = PREFIX + "__".join(path).upper()
         if variable in given:
-            origin = f"environment variable {given[variable]}"
+            origin = f"{_ENVIRONMENT} {given[variable]}"
         elif _has(written, path):
             origin = f"{file}: {'.'.join(path)}"
         else:

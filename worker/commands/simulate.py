@@ -73,11 +73,14 @@ def show_simulation(
     for name, value in assumed:
         table.add_row(name, value)
     console.print(table)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in _summary(variants[0]):
-        table.add_column(column, justify="left" if column in _WORDS else "right")
-    for variant in variants:
-        table.add_row(*map(_cell, _summary(variant).values()))
+    # A column for each fleet: there are fewer of them than of figures
+    table = Table(show_header=False, box=SIMPLE_HEAD, pad_edge=False, padding=0)
+    table.add_column(no_wrap=True)
+    summaries = [_summary(variant) for variant in variants]
+    for _ in summaries:
+        table.add_column(justify="right")
+    for name in summaries[0]:
+        table.add_row(name, *(_cell(summary[name]) for summary in summaries))
     console.print(table)
 
 
@@ -107,14 +110,14 @@ def _summary(variant: Variant) -> dict[str, str | float]:
         "cache": "yes" if variant.cache else "no",
         "fleet": variant.fleet,
         "machines, least": float(day.machines.min()),
-        "mean": float(day.machines.mean()),
-        "most": float(day.machines.max()),
+        "machines, mean": float(day.machines.mean()),
+        "machines, most": float(day.machines.max()),
         "machine hours": day.machine_hours,
         "cost": variant.cost,
         "most waiting": float(day.lag.max()),
         "wait p50, s": day.wait_percentile(0.5),
-        "p99": day.wait_percentile(0.99),
-        "p99.9": day.wait_percentile(0.999),
+        "wait p99, s": day.wait_percentile(0.99),
+        "wait p99.9, s": day.wait_percentile(0.999),
         "limit": day.limit,
     }
 

@@ -75,7 +75,7 @@ def numbers_of(change: Change) -> Numbers:
         actions=change.rates(f"{_PREFIX}verdicts_total", "action"),
         lag=change.values(f"{_PREFIX}consumer_lag_records", "topic"),
         lag_growth=change.growth(f"{_PREFIX}consumer_lag_records"),
-        oldest_seconds=change.largest(f"{_PREFIX}oldest_in_flight_seconds"),
+        oldest_seconds=change.largest(f"{_PREFIX}oldest_in_flight_seconds", lane="live"),
         cached=1 - looked_up.get("none", 0.0) / asked if asked else None,
         median_seconds=change.quantile(0.5, f"{_PREFIX}request_duration_seconds"),
         p99_seconds=change.quantile(0.99, f"{_PREFIX}request_duration_seconds"),
@@ -115,7 +115,8 @@ def _busy(change: Change, stage: str) -> float | None:
 def _warnings(change: Change) -> Iterator[str]:
     """What an alert would be about, in a few words each."""
     if change.least(f"{_PREFIX}ready") == 0:
-        yield "not ready"
+        ready, all_of_them = change.value(f"{_PREFIX}ready"), change.count(f"{_PREFIX}ready")
+        yield f"{ready:g} of {all_of_them} ready (/readyz says why)"
     for tier in sorted(change.names(f"{_PREFIX}cache_up", "tier")):
         if change.least(f"{_PREFIX}cache_up", tier=tier) == 0:
             yield f"{tier} does not answer"
@@ -123,7 +124,7 @@ def _warnings(change: Change) -> Iterator[str]:
         yield "an edited policy is refused"
     if engaged := change.value(f"{_PREFIX}brakes_engaged"):
         yield f"brakes engaged: {engaged:g}"
-    if hosts := change.value(f"{_PREFIX}host_breakers_open"):
+    if hosts := change.largest(f"{_PREFIX}host_breakers_open"):
         yield f"image hosts left alone: {hosts:g}"
     if allowed := change.rate(f"{_PREFIX}fail_open_total"):
         yield f"allowed unexamined: {allowed:.2g}/s"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -24,7 +24,7 @@ _MOST_REPLICAS = 3
 
 class State(StrEnum):
     CREATED = "created"
-    MISSING = "would be created"
+    MISSING = "missing"
     RIGHT = "as it should be"
     UNTOLD = "exists"  # and the brokers do not tell its settings
     DIFFERS = "differs"
@@ -135,20 +135,19 @@ def _print(outcomes: Sequence[Outcome], format: Format) -> None:
             typer.echo(json.dumps(line))
         return
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("topic", "state", "cleanup", "kept"):
-        table.add_column(column, overflow="fold")
-    for column in ("partitions", "replicas", "largest"):
-        table.add_column(column, justify="right")
+    for column in ("topic", "state"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("kept", min_width=8)
+    for column in ("partitions\n× replicas", "bytes"):
+        table.add_column(column, justify="right", no_wrap=True)
     for outcome in outcomes:
         topic, found = outcome.topic, outcome.found
         configs = topic.configs if found is None else found.configs or {}
         table.add_row(
             Text(topic.name),
             Text(outcome.state, style=_STYLES.get(outcome.state, "")),
-            configs.get("cleanup.policy", ""),
-            _days(configs.get("retention.ms")),
-            str((found or topic).partitions),
-            str((found or topic).replicas),
+            _kept(configs),
+            f"{(found or topic).partitions} × {(found or topic).replicas}",
             configs.get("max.message.bytes", ""),
         )
     # In a pipe there is no width to fit into
@@ -158,7 +157,12 @@ def _print(outcomes: Sequence[Outcome], format: Format) -> None:
         console.print(Text(sentence), soft_wrap=True)
 
 
-def _days(milliseconds: str | None) -> str:
-    if milliseconds is None:
-        return ""
-    return "for ever" if milliseconds == "-1" else f"{int(milliseconds) / 86_400_000:.3g} days"
+def _kept(configs: Mapping[str, str]) -> str:
+    """How long, and whether only the newest record of each key is."""
+    parts = []
+    if milliseconds := configs.get("retention.ms"):
+        days = f"{int(milliseconds) / 86_400_000:.3g} days"
+        parts.append("for ever" if milliseconds == "-1" else days)
+    if "compact" in configs.get("cleanup.policy", ""):
+        parts.append("compact")
+    return ", ".join(parts)
