@@ -24,7 +24,7 @@ from worker.command_line import (
 )
 from worker.commands.render import chosen
 from worker.errors import Misconfigured
-from worker.logs import set_up_logs
+from worker.logs import nothing_after_the_log, set_up_logs
 
 cli = typer.Typer(
     name="imagewarden",
@@ -70,6 +70,7 @@ def run(
         raise typer.Exit(finish(run_many(settings, processes, command)))
     from worker.app import run_worker
 
+    nothing_after_the_log()
     finish(run_worker(settings))
 
 

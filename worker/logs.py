@@ -6,7 +6,9 @@ log through the standard library; their lines take the same road.
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import sys
 from typing import Literal
 
@@ -64,3 +66,9 @@ def set_up_logs(
     root.setLevel(logging.WARNING)
     logging.captureWarnings(True)
     logging.getLogger("worker").setLevel(level.upper())
+
+
+def nothing_after_the_log() -> None:
+    """What libraries print while the interpreter ends, such as what torch's triton leaked, is no
+    line of the log, and would stand where readers expect one."""
+    atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno()))

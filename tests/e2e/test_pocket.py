@@ -26,6 +26,8 @@ def test_the_worker_judges_photos_with_the_pocket_model() -> None:
         assert metric(worker, "imagewarden_model_info", name="pocket") == 1
         verdicts = asyncio.run(judged(on))
         assert worker.stop() == 0
+        log = worker.log.read_text().splitlines()
+    assert [line for line in log if not line.startswith("{")] == []
     assert {verdict.status for verdict in verdicts} == {"ok"}
     assert {verdict.model.name for verdict in verdicts} == {"pocket"}
     assert {verdict.decision for verdict in verdicts} == {"allow", "review", "block"}
