@@ -104,6 +104,8 @@ class PolicyStore:
         for file in self._files:
             await asyncio.to_thread(file.read)
             await self._load(file)
+            for outcome in ("applied", "refused"):  # at 0, so that the first one is an increase
+                telemetry.POLICY_RELOADS.labels(file.policy_id, outcome)
 
     async def watch(self) -> None:
         """Apply edits until cancelled. What the encoder raises is raised on."""

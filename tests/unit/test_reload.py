@@ -95,6 +95,14 @@ def versions_told(policy: str) -> list[str]:
 # ---------------------------------------------------------------- at start
 
 
+async def test_what_never_happened_to_a_policy_is_told_as_0(path: Path) -> None:
+    write(path, id="never-edited")
+    await store_of(path).load_all()
+    for outcome in ("applied", "refused"):
+        labels = {"policy": "never-edited", "outcome": outcome}
+        assert telemetry.REGISTRY.get_sample_value("imagewarden_policy_reloads_total", labels) == 0
+
+
 async def test_a_request_that_names_no_policy_gets_the_first_file(tmp_path: Path) -> None:
     first, second = tmp_path / "z.yaml", tmp_path / "a.yaml"
     write(first, id="first")
