@@ -13,6 +13,7 @@ from typing import Self
 
 from tests.e2e.scene import FAKE_WORKER, KAFKA, request, write_policy
 from worker.bench.image_server import path
+from worker.demo.show import POLICY
 from worker.demo.stage import Exchange, Stage, create_topics, stage, worker_process
 from worker.publish import KafkaPublisher
 from worker.schema import DeadLetter, Verdict
@@ -20,7 +21,6 @@ from worker.types import Message
 
 _SILENCE_SECONDS = 60.0  # without any answer; then the rest is lost
 
-_POCKET = Path(__file__).resolve().parents[2] / "policies" / "pocket.yaml"
 _COMMANDS = {"pocket": (sys.executable, "-m", "worker", "run"), "colours": FAKE_WORKER}
 
 #: What sees the images: a model, or what takes next to no time.
@@ -32,7 +32,7 @@ def service(encoder: str, *ports: int) -> Iterator[Stage]:
     """A worker on the defaults, which may fetch from these ports of loopback, with topics of its
     own, one for a backfill among them. Raises ``RuntimeError`` where it does not end well."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        policy = _POCKET
+        policy = POLICY
         if encoder == "colours":
             policy = Path(folder) / "policy.yaml"
             write_policy(policy)

@@ -28,6 +28,7 @@ from tests.e2e.scene import FAKE_WORKER, KAFKA, write_policy
 from tests.soak.load import SHARES, SteadyLoad, odd_replies
 from tests.soak.trend import Trend, trend
 from worker.bench.image_server import image_server
+from worker.demo.show import POLICY
 from worker.demo.stage import Stage, Worker, stage, worker_process
 
 FOLDER = REPOSITORY / "build" / "soak"
@@ -54,7 +55,7 @@ Sample = dict[str, float]
 def soaked(encoder: str, *ports: int) -> Iterator[tuple[Stage, Worker]]:
     """A worker whose own cache is so small that it fills up while it warms up."""
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        policy = REPOSITORY / "policies" / "pocket.yaml"
+        policy = POLICY
         if encoder == "colours":
             policy = Path(folder) / "policy.yaml"
             write_policy(policy)
