@@ -79,11 +79,11 @@ def main() -> None:
         help="the figures; of what is worse than in the report there, a warning",
     )
     asked = parser.parse_args()
-    results = [
-        result
-        for variant in VARIANTS
-        for result in measured(variant, asked.rounds, quick=asked.quick)
-    ]
+    results: list[Result] = []
+    for variant in VARIANTS:
+        results += measured(variant, asked.rounds, quick=asked.quick)
+        if asked.json and not asked.quick:  # half an hour is long enough to be interrupted
+            write_report(report_of(results), asked.json.with_suffix(".partial"))
     if asked.quick:
         print(f"{len(results)} work; what they found in a moment is no measurement")
         return
@@ -91,6 +91,7 @@ def main() -> None:
     if asked.json:
         warn_of_worse(report, asked.json)
         write_report(report, asked.json)
+        asked.json.with_suffix(".partial").unlink()
     print(markdown(report), end="")
 
 
