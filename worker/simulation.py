@@ -20,6 +20,7 @@ Series = NDArray[np.float64]
 
 STEP_SECONDS = 10.0
 _STEPS = round(DAY_SECONDS / STEP_SECONDS)
+_LATELY = 60  # steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +187,11 @@ def simulate(
 
 def _waits(coming: Series, lag: Series) -> Series:
     """First come, first served: whoever came in a step is answered when as many are answered as had
-    come by then. What the day leaves unanswered waits at the last step's pace."""
+    come by then. What the day leaves unanswered is answered at the pace of its last ten minutes."""
     came = np.cumsum(coming) * STEP_SECONDS
     answered = came - lag
     at = np.arange(1, len(came) + 1) * STEP_SECONDS
-    pace = (answered[-1] - answered[-2]) / STEP_SECONDS
+    pace = (answered[-1] - answered[-1 - _LATELY]) / (_LATELY * STEP_SECONDS)
     over = at[-1] + np.maximum(0, came - answered[-1]) / max(pace, 1e-9)
     when = np.where(came <= answered[-1], np.interp(came, answered, at), over)
     waits: Series = np.maximum(0.0, when - at)

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import pytest
-import torch
 
-from tests.unit.test_embed import TINY, noise
+from tests.fakes_device import tiny_tower
+from tests.unit.test_embed import noise
 from worker.embed import load_encoder
 from worker.errors import Misconfigured
 from worker.torch_engine import ImageTower, TorchEngine
@@ -25,13 +24,7 @@ from worker.onnx_engine import OnnxEngine, cache_folder, load_onnx
 
 @pytest.fixture(scope="module")
 def tower() -> ImageTower:
-    torch.manual_seed(0)
-    model = open_clip.CLIP(**TINY).eval()
-    config = {"size": 32, "mean": 0.5, "std": 0.25, "interpolation": "bicubic"}
-    open_clip.set_model_preprocess_cfg(
-        model, {**config, "resize_mode": "shortest", "fill_color": 0}
-    )
-    return ImageTower(model)
+    return tiny_tower()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -150,7 +150,9 @@ def _assumptions(
 
 
 def _told(value: object) -> str:
-    return f"{value:,.10g}" if isinstance(value, int | float) else str(value)
+    if not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4g}"
 
 
 def _page(variants: Sequence[Variant], assumed: Sequence[tuple[str, str]]) -> str:
