@@ -9,6 +9,7 @@ Two pictures count as one, customarily, where at most 31 bits differ.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,10 @@ _LEAST_QUALITY = 50
 
 _LEAST_SIDE = 5  # what is narrower has no hash
 _MEANS = 64
+
+#: Which places along a side make each of its 64 means, and their weights: both [64, taps].
+Taps: TypeAlias = tuple[NDArray[np.intp], Float32Rows]
+
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 # The first 16 waves of the discrete cosine transform, without the constant one.
@@ -40,14 +45,11 @@ def perceptual_hash(picture: Image.Image) -> str | None:
     """64 hex digits, the first one of the highest bits as the reference prints them; None for a
     picture too plain to know again."""
     if max(picture.size) > _SIDE:
-        # its luma alone: half the time, and of 100 photos no hash moved by more than 2 bits
-        luma = picture.convert("L")
-        picture = luma.resize((_SIDE, _SIDE), Image.Resampling.BOX, reducing_gap=1.0)
-    else:
-        picture = picture.convert("RGB")
-    if min(picture.size) < _LEAST_SIDE:
+        means = _means_of_larger(picture)
+    elif min(picture.size) < _LEAST_SIDE:
         return None
-    means = _means(np.asarray(picture))
+    else:
+        means = _means(np.asarray(picture.convert("RGB")), *map(_taps, picture.size))
     if _quality(means) < _LEAST_QUALITY:
         return None
     strengths = (_WAVES @ means @ _WAVES.T).reshape(-1)[::-1]
@@ -55,22 +57,57 @@ def perceptual_hash(picture: Image.Image) -> str | None:
     return np.packbits(strengths > middle).tobytes().hex()
 
 
-def _means(pixels: NDArray[np.uint8]) -> Float32Rows:
+def _means_of_larger(picture: Image.Image) -> Float32Rows:
+    """As if made a square of ``_SIDE`` first, by Pillow's ``resize`` with ``BOX`` and a
+    ``reducing_gap`` of 1: whole pixels by whole numbers, and what is left of it in one with the
+    blur. Of 820 photos no hash is another by more than 2 bits, in a third of the time."""
+    # its luma alone: half the time, and of 100 photos no hash moved by more than 2 bits
+    luma = picture.convert("L")
+    across, down = (max(1, length // _SIDE) for length in picture.size)
+    if across > 1 or down > 1:
+        luma = luma.reduce((across, down))
+    return _means(np.asarray(luma), *map(_taps_of_square, picture.size))
+
+
+def _means(pixels: NDArray[np.uint8], across: Taps, down: Taps) -> Float32Rows:
     """64 × 64 blurred luma from ``pixels``: [height, width, 3], or luma alone, [height, width]."""
     height, width = pixels.shape[:2]
-    at, weights = _taps(height)
+    at, weights = down
     rows = weights[:, None, :] @ pixels.reshape(height, -1)[at].astype(np.float32)
     rows = rows.reshape(_MEANS, width, -1)
     luma = rows @ _LUMA if pixels.ndim > 2 else rows[:, :, 0]
-    at, weights = _taps(width)
+    at, weights = across
     means: Float32Rows = np.einsum("ijk,jk->ij", luma[:, at], weights)
     return means
 
 
+@lru_cache(maxsize=_SIDE)  # up to 27 KiB, and 0.1 ms to make
+def _taps_of_square(length: int) -> Taps:
+    """Where a side of ``length`` was first made ``max(1, length // _SIDE)`` times shorter and is
+    then made ``_SIDE`` by means of those pixels whose middle lies within each new one's reach."""
+    factor = max(1, length // _SIDE)
+    scale = length / factor / _SIDE
+    middle, reach = (np.arange(_SIDE) + 0.5) * scale, max(scale, 1.0) / 2
+    pixels = -(-length // factor)
+    first = np.maximum(middle - reach + 0.5, 0).astype(int)
+    end = np.minimum(middle + reach + 0.5, pixels).astype(int)
+    at, weights = _taps(_SIDE)
+    weights = weights / (end - first)[at]
+    begin = first[at[:, :1]]
+    count = (end[at[:, -1:]] - begin).max()
+    begin = np.minimum(begin, pixels - count)
+    merged = np.zeros((_MEANS, count), np.float32)
+    for ahead in range((end - first).max()):
+        here = np.minimum(first[at] + ahead, end[at] - 1)
+        share = np.where(first[at] + ahead < end[at], weights, 0)
+        np.add.at(merged, (np.arange(_MEANS)[:, None], here - begin), share)
+    return begin + np.arange(count), merged
+
+
 @lru_cache(maxsize=_SIDE)  # one for each length there is; up to 5 KiB, and up to 1 ms to make
-def _taps(length: int) -> tuple[NDArray[np.intp], Float32Rows]:
-    """Which places along a side make each of its 64 blurred samples, and their weights: the middle
-    of each 64th after two running means, whose windows are cut off at the ends."""
+def _taps(length: int) -> Taps:
+    """The middle of each 64th of a side after two running means, whose windows are cut off at the
+    ends."""
     window = -(-length // (2 * _MEANS))
     ahead = window // 2 + 1
     here = np.arange(length)
