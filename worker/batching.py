@@ -1,7 +1,8 @@
 """Size-or-time batches. The clock of a batch starts at its first item.
 
-While a batch is being processed the next one forms, so under load batches are full and nobody
-waits for the clock; at low load an item waits ``max_wait_seconds`` at the most.
+While batches are being processed the next one forms, so under load batches are full and nobody
+waits for the clock; at low load an item waits ``max_wait_seconds`` at the most. That may be 0: a
+batch then leaves as soon as it can be processed, with what there is.
 """
 
 from __future__ import annotations

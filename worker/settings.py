@@ -177,8 +177,9 @@ class ModelSettings(Section):
     installed and its embeddings are torch's; else torch."""
     batch_rows: PositiveInt | None = None
     """Rows in a batch; unset, what the model runs fastest with on this device."""
-    batch_wait_seconds: Annotated[float, Field(ge=0)] = 0.005
-    """The longest the first image of a batch waits for others."""
+    batch_wait_seconds: Annotated[float, Field(ge=0)] = 0
+    """The longest the first image of a batch waits for others while the model could begin. Under
+    load batches fill by themselves, behind those that it works on."""
 
 
 class WorkSettings(Section):

@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -26,10 +26,11 @@ from worker.bench.photos import photos, photos_at
 from worker.imaging import Limits, decode
 from worker.logs import set_up_logs
 from worker.settings_load import load_settings
-from worker.types import Fetched, FramePlan
+from worker.types import Fetched, FramePlan, Pixels
 
 _WAYS_OF = 64  # frames in memory
 _CONCURRENT_DOWNLOADS = 48
+_STREAMS = 2  # batches at once, as in a worker
 _LOAD = 0.1  # of the model's own rate, where batches are hardly ever full
 
 
@@ -80,47 +81,63 @@ def model(images: int) -> dict[str, float]:
 
 
 def batching(images: int) -> dict[str, float]:
-    """What a batch's forming adds to the model's own time for one image: images come at random
-    times, at a tenth of the rate that the model can do, each timed from when it was due."""
+    """How much longer than the model's own time for one image it takes to be encoded where images
+    come at random times, at a tenth of the rate that the model can do: through batches, and by
+    threads that call the model for each image, where only those that come together wait."""
     settings = load_settings()
     encoder = load_model(settings)
     rows = settings.model.batch_rows or encoder.preferred_batch
     frames = photos_at(encoder.info.preprocess.size, rows)
     encoder.encode_images(frames)
     per_second = rows / _seconds(lambda: encoder.encode_images(frames))
-    own = _seconds(lambda: encoder.encode_images(frames[:1]), times=50)
+    # after pauses as long as those between requests: idle processors have forgotten the weights
+    own = _seconds(
+        lambda: encoder.encode_images(frames[:1]), times=50, pause=1 / (_LOAD * per_second)
+    )
 
-    async def run() -> list[float]:
-        batches = BatchEncoder(
-            encoder,
-            batch_rows=rows,
-            batch_wait_seconds=settings.model.batch_wait_seconds,
-            concurrency=2,
-        )
-        running = asyncio.create_task(batches.run())
+    async def timed(encode: Callable[[Pixels], Awaitable[object]]) -> list[float]:
         chance = random.Random(0)
         found: list[float] = []
 
-        async def one(due: float) -> None:
-            await batches.encode(frames[:1])
-            found.append(time.perf_counter() - due)
+        async def one() -> None:
+            asked = time.perf_counter()
+            await encode(frames[:1])
+            found.append(time.perf_counter() - asked)
 
         due = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             for _ in range(images):
                 due += chance.expovariate(_LOAD * per_second)
                 await asyncio.sleep(due - time.perf_counter())
-                group.create_task(one(due))
-        running.cancel()
-        await asyncio.wait({running})
+                group.create_task(one())
         return found
 
-    p50, p99 = np.percentile(asyncio.run(run()), (50, 99))
-    return {
-        "model's own ms": 1000 * own,
-        "ms added by batching, p50": 1000 * (p50 - own),
-        "ms added by batching, p99": 1000 * (p99 - own),
-    }
+    async def batched() -> list[float]:
+        batches = BatchEncoder(
+            encoder,
+            batch_rows=rows,
+            batch_wait_seconds=settings.model.batch_wait_seconds,
+            concurrency=_STREAMS,
+        )
+        running = asyncio.create_task(batches.run())
+        try:
+            return await timed(batches.encode)
+        finally:
+            running.cancel()
+            await asyncio.wait({running})
+
+    async def unbatched() -> list[float]:
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(_STREAMS) as threads:
+            return await timed(
+                lambda pixels: loop.run_in_executor(threads, encoder.encode_images, pixels)
+            )
+
+    found = {"model's own ms": 1000 * own}
+    for name, run in (("added by batching", batched), ("added without batches", unbatched)):
+        p50, p99 = np.percentile(asyncio.run(run()), (50, 99)) - own
+        found |= {f"ms {name}, p50": 1000 * p50, f"ms {name}, p99": 1000 * p99}
+    return found
 
 
 def decoding(kilobytes: int, images: int) -> dict[str, float]:
@@ -165,10 +182,11 @@ def fetching(port: int, requests: int) -> dict[str, float]:
     return {"requests/s": requests / wall, "core-ms/image": 1000 * core / requests}
 
 
-def _seconds(call: Callable[[], object], times: int = 9) -> float:
-    """The median."""
+def _seconds(call: Callable[[], object], times: int = 9, pause: float = 0) -> float:
+    """The median; ``pause`` is in seconds, before each call."""
     found = []
     for _ in range(times):
+        time.sleep(pause)
         began = time.perf_counter()
         call()
         found.append(time.perf_counter() - began)

@@ -132,7 +132,7 @@ def _latency(setup: Setup, _: Mapping[str, Figures]) -> Figures:
             seconds=setup.of(1, 8),
             environment=setup.environment,
         )
-    added = measured("alone", "batching", setup.of(20, 250), environment=setup.environment)
+    added = measured("alone", "batching", setup.of(20, 300), environment=setup.environment)
     return found | added
 
 
