@@ -9,6 +9,9 @@ BROKERS ?= 1
 # Where tools that are built are kept.
 TOOLS := $(or $(DEPLOY_TOOLS),$(HOME)/.cache/imagewarden/tools)
 
+ONNX := 'onnxruntime>=1.31' 'onnxscript>=0.7'
+BENCH := uv $(ONNX)
+
 .PHONY: setup fmt lint types test kafka test-kafka test-onnx chaos soak fuzz demo deploy-tools bench bench-peers bench-gpu bench-fairness bench-policies schemas dashboards docs lock clean
 
 setup: $(INSTALLED)
@@ -47,7 +50,7 @@ test-kafka: setup
 
 # The model run by ONNX Runtime, which is an extra and not locked.
 test-onnx: setup
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet 'onnxruntime>=1.31' 'onnxscript>=0.7'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(ONNX)
 	$(BIN)/pytest tests/unit/test_onnx_engine.py tests/contract/test_encoder.py
 
 # The service under faults, on three brokers; SEED of the faults, and SHORT=1 for two minutes.
@@ -75,13 +78,15 @@ demo: setup
 	$(BIN)/imagewarden demo $(if $(KEEP),--keep)
 
 # What it found is what the next run is held against, and what `imagewarden plan` knows by itself.
+# Others at the same work have an environment each, under ~/.cache/imagewarden/bench/peers.
 bench: setup
-	$(BIN)/python -m tests.bench --json worker/bench/measured.json > tests/bench/RESULTS.new
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(BENCH)
+	$(BIN)/python -m tests.bench $(if $(ROUNDS),--rounds $(ROUNDS)) --json worker/bench/measured.json > tests/bench/RESULTS.new
 	mv tests/bench/RESULTS.new tests/bench/RESULTS.md
 
-# Others at the same work, each in an environment of its own under ~/.cache/imagewarden/bench/peers.
+# Only the service and others at the same work.
 bench-peers: setup
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet uv 'onnxruntime>=1.31' 'onnxscript>=0.7'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(BENCH)
 	$(BIN)/python -m tests.bench.peers $(if $(ROUNDS),--rounds $(ROUNDS))
 
 # On a machine with a GPU and no network: one report, in less than ten minutes, in OUT.

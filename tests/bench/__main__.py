@@ -1,7 +1,7 @@
 """Everything that this project wants of its speed, in one report: ``python -m tests.bench``.
 
 The same scenarios as ``imagewarden bench``, with each model and engine in turn: pocket, and
-ViT-B-32 with random weights, for a model of a common size.
+ViT-B-32 with random weights, for a model of a common size. Then others at the same work.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from tests.bench.peers.comparison import PHOTOS, compare
+from tests.bench.peers.contenders import CONTENDERS
 from worker.bench.measure import measure, report_of, set_up, warn_of_worse
 from worker.bench.report import markdown
 from worker.bench.results import Result, write_report
@@ -57,7 +59,7 @@ def measured(variant: Variant, rounds: int, *, quick: bool) -> list[Result]:
         policy = None
 
     def say(told: str) -> None:
-        print(f"{variant.model} on {variant.engine}, {told}", file=sys.stderr)
+        _say(f"{variant.model} on {variant.engine}, {told}")
 
     with set_up(by_hand(model=model), policy, quick=quick, images=variant.images) as setup:
         results = measure(setup, variant.scenarios, 1 if quick else rounds, say)
@@ -68,10 +70,15 @@ def measured(variant: Variant, rounds: int, *, quick: bool) -> list[Result]:
     ]
 
 
+def _say(told: str) -> None:
+    print(told, file=sys.stderr)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="see that all works; no figures")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-peers", action="store_true", help="the service alone")
     parser.add_argument(
         "--json",
         type=Path,
@@ -87,6 +94,8 @@ def main() -> None:
     if asked.quick:
         print(f"{len(results)} work; what they found in a moment is no measurement")
         return
+    if not asked.no_peers:
+        results += compare(CONTENDERS, asked.rounds, PHOTOS, _say)
     report = report_of(results)
     if asked.json:
         warn_of_worse(report, asked.json)

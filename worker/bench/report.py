@@ -9,13 +9,34 @@ from worker.bench.results import Figure, Report, Result
 #: Of these, medians of two runs on one machine can be compared; rates follow its pace.
 _COMPARED = {"1": 1, "core-ms/image": -1, "core-ms/verdict": -1}  # and which way is better
 
+_CONDITIONS = ("model", "engine", "device")  # of two results, what tells them apart
+
 
 def markdown(report: Report) -> str:
-    """What was wanted beside what was found, with the least and the greatest of the rounds."""
+    """What was wanted beside what was found, then all that was found: medians, with the least and
+    the greatest of the rounds."""
     machine = [f"- {name}: {value}" for name, value in report.machine.items()]
+    aims = [line for result in report.results for line in _aims(result)]
     results = [line for result in report.results for line in _section(result)]
-    lines = ["# Measured", "", f"{report.measured_at}, on", "", *machine, "", *results]
-    return "\n".join(lines).rstrip() + "\n"
+    lines = ["# Measured", "", f"{report.measured_at}, on", "", *machine, ""]
+    if aims:
+        lines += [
+            "## What was wanted",
+            "",
+            "| scenario | with | figure | wanted | median | from | to | reached |",
+            "|---|---|---|---|---|---|---|---|",
+            *aims,
+            "",
+        ]
+    return "\n".join([*lines, *results]).rstrip() + "\n"
+
+
+def _aims(result: Result) -> Iterator[str]:
+    with_ = " ".join(value for key in _CONDITIONS if (value := result.conditions.get(key)))
+    for name, wanted in result.wanted.items():
+        if figure := result.figures.get(name):
+            answer = "yes" if reached(figure, wanted) else "no"
+            yield _row(result.scenario, with_, name, wanted, *_found(figure), answer)
 
 
 def _section(result: Result) -> Iterator[str]:
@@ -28,21 +49,21 @@ def _section(result: Result) -> Iterator[str]:
         yield f"Not measured: {result.failed}"
         yield ""
         return
-    yield "| figure | median | from | to | rounds | wanted | reached |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| figure | median | from | to | rounds |"
+    yield "|---|---|---|---|---|"
     for name, figure in result.figures.items():
-        low, high = figure.spread
-        wanted = result.wanted.get(name, "")
         words = name.replace(",", " ").split()
-        cells = (
-            name if figure.unit in ("1", *words) else f"{name} ({figure.unit})",
-            *map(_number, (figure.median, low, high)),
-            str(len(figure.rounds)),
-            wanted,
-            "" if not wanted else "yes" if reached(figure, wanted) else "no",
-        )
-        yield f"| {' | '.join(cells)} |"
+        told = name if figure.unit in ("1", *words) else f"{name} ({figure.unit})"
+        yield _row(told, *_found(figure), str(len(figure.rounds)))
     yield ""
+
+
+def _found(figure: Figure) -> Iterator[str]:
+    return map(_number, (figure.median, *figure.spread))
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _number(value: float) -> str:
@@ -84,7 +105,7 @@ def worsened(report: Report, last: Report) -> list[str]:
 
 def _same(result: Result) -> tuple[str | None, ...]:
     """What two results have in common that can be compared."""
-    return result.scenario, *map(result.conditions.get, ("model", "engine", "device"))
+    return result.scenario, *map(result.conditions.get, _CONDITIONS)
 
 
 def _is_worse(new: Figure, old: Figure) -> bool:

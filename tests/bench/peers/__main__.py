@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-from tests.bench.peers.comparison import compare
+from tests.bench.peers.comparison import PHOTOS, compare
 from tests.bench.peers.contenders import CONTENDERS
 from worker.bench.measure import report_of
 from worker.bench.report import markdown
@@ -20,7 +20,7 @@ def main() -> None:
     names = [one.name for one in CONTENDERS]
     parser = argparse.ArgumentParser(prog="python -m tests.bench.peers", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=200, help=f"in each turn; {LEAST} or more")
+    parser.add_argument("--images", type=int, default=PHOTOS, help=f"in each turn; {LEAST} or more")
     parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=str(names))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     asked = parser.parse_args()

@@ -13,6 +13,8 @@ from tests.bench.peers.turns import Turn
 from worker.bench.results import Figure, Result, unit_of
 from worker.bench.scenarios import KILOBYTES
 
+PHOTOS = 200  # in each turn
+
 _WANTED = {"times the plain loop": "≥ 1.5", "times clip-retrieval": "≥ 1", "times infinity": "≥ 1"}
 
 
