@@ -124,7 +124,8 @@ def _model_problems(settings: Settings) -> Iterator[str]:
 
 def _decoder_problems(settings: Settings) -> Iterator[str]:
     buffer = io.BytesIO()
-    Image.new("RGB", (64, 48), "teal").save(buffer, "PNG")
+    # a few megabytes of pixels: a smaller one fits into what an interpreter has lying about
+    Image.new("RGB", (1024, 768), "teal").save(buffer, "PNG")
     body = buffer.getvalue()
     spec = PreprocessSpec((32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
