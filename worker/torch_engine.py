@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 import numpy as np
-import open_clip
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from worker.types import Float32Rows, Pixels, PreprocessSpec
+from worker.uncompiled import open_clip
 
-# More rows are hardly faster on a CPU, and each takes 10 MB of activations in each stream; other
-# devices want more work.
+# More rows are hardly faster on a CPU, and each takes up to 10 MB of activations in each stream;
+# other devices want more work.
 _BATCH_ON_CPU: Final = 8
 _BATCH_ELSEWHERE: Final = 64
 

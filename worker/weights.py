@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import open_clip
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from worker.errors import Misconfigured
 from worker.pocket import build_pocket
+from worker.uncompiled import open_clip
 
 POCKET: Final = "pocket"
 
@@ -30,7 +30,7 @@ Tokenize = Callable[[Sequence[str]], Tensor]
 #: What reading somebody's weights and configuration raises, in open_clip, torch and transformers.
 _UNREADABLE: Final = (
     *(RuntimeError, OSError, ValueError, TypeError, KeyError, AttributeError, EOFError),
-    *(pickle.UnpicklingError, SafetensorError),
+    *(ImportError, pickle.UnpicklingError, SafetensorError),
 )
 
 

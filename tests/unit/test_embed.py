@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -71,6 +72,16 @@ def test_a_checkpoint_is_the_same_model_as_safetensors_and_as_a_state_dict(
     other = load(folder, "tiny.safetensors")
     assert other.info == tiny.info
     assert np.allclose(other.encode_images(noise()), tiny.encode_images(noise()), atol=1e-6)
+
+
+def test_a_model_whose_tokenizer_is_not_installed_is_refused_in_a_sentence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {**TINY, "text_cfg": {**TINY["text_cfg"], "hf_tokenizer_name": "somebody/texts"}}
+    (folder / "others.json").write_text(json.dumps(config))
+    monkeypatch.setitem(sys.modules, "transformers", None)  # to import it fails
+    with pytest.raises(Misconfigured, match=r"'tiny': .* transformers"):
+        load(folder, model_config=folder / "others.json")
 
 
 def test_a_checkpoint_goes_by_the_name_it_is_given(tiny: OpenClipEncoder) -> None:
@@ -300,6 +311,12 @@ def test_a_device_without_memory_for_a_batch_says_so_and_takes_a_smaller_one() -
 
 def test_a_model_that_works_warms_up(tiny: OpenClipEncoder) -> None:
     tiny.warm_up()
+
+
+def test_loading_has_all_cores_and_streams_their_share() -> None:
+    streams = Streams(2, 2)
+    assert streams.on_all_cores(torch.get_num_threads) == 2
+    assert streams.threads.submit(torch.get_num_threads).result() == 1
 
 
 def test_a_text_longer_than_the_model_reads_is_cut_off(tiny: OpenClipEncoder) -> None:

@@ -38,16 +38,22 @@ STAGES = {
     "cache": set(),
     "stores": set(),
     "redis_counts": set(),
-    "embed": {"cuda_engine", "onnx_engine", "packed_linears", "pocket", "torch_engine", "weights"},
+    "embed": {
+        *("cuda_engine", "malloc", "onnx_engine", "packed_linears", "pocket", "torch_engine"),
+        "weights",
+    },
+    "malloc": set(),
     "onnx_engine": {"canaries", "torch_engine"},
     "packed_linears": {"canaries", "torch_engine"},
     "cuda_engine": {"canaries", "staged_engine", "torch_engine"},
     "canaries": set(),
     "staged_engine": set(),
-    "torch_engine": set(),
-    "model_check": {"embed", "weights"},
-    "weights": {"pocket"},
-    "pocket": set(),
+    "torch_engine": {"uncompiled"},
+    "model_check": {"embed", "uncompiled", "weights"},
+    "weights": {"pocket", "uncompiled"},
+    "pocket": {"minilm", "uncompiled"},
+    "minilm": set(),
+    "uncompiled": set(),
 }
 
 #: What every stage may import: values, errors, metrics and the pure cores, which do no I/O.
@@ -100,7 +106,8 @@ IO = {"asyncio", "socket", "httpx", "httpcore", "kafka", "redis", "subprocess", 
 
 WITH_TORCH = {
     *("bench.gpu_decode", "bench.gpu_model", "bench.weights", "cuda_engine", "embed"),
-    *("model_check", "onnx_engine", "packed_linears", "pocket", "torch_engine", "weights"),
+    *("minilm", "model_check", "onnx_engine", "packed_linears", "pocket", "torch_engine"),
+    *("uncompiled", "weights"),
 }
 TORCH = {"torch", "torchvision", "open_clip", "timm", "transformers"}
 
