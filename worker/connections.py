@@ -11,6 +11,7 @@ with a system call each, at every request.
 from __future__ import annotations
 
 import asyncio
+import select
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator
@@ -128,8 +129,14 @@ class SocketStream(asyncio.Protocol):
 
     def get_extra_info(self, info: str) -> Any:
         if info == "is_readable":  # asked of idle connections: does it have to be dropped?
-            return self._ended or bool(self._received)
+            return self._ended or bool(self._received) or self._has_arrived()
         return self._transport.get_extra_info(info)
+
+    def _has_arrived(self) -> bool:
+        """Whether there is something that the event loop has not heard of yet."""
+        socket = select.poll()
+        socket.register(self._transport.get_extra_info("socket"), select.POLLIN)
+        return bool(socket.poll(0))
 
 
 async def dial(address: str, port: int) -> SocketStream:
@@ -190,7 +197,7 @@ class ConnectionPool:
     ) -> None:
         """End of a response: keep its connection if it is fit for another request."""
         self._slots.release()
-        if self._closed or not connection.is_idle():
+        if self._closed or not connection.is_idle() or _has_more(connection):
             await connection.aclose()
             return
         key = _key(origin)
@@ -246,6 +253,12 @@ class _Body:
             await self._stream.aclose()
         finally:
             await self._pool.give_back(self._connection, self._origin)
+
+
+def _has_more(connection: httpcore.AsyncHTTPConnection) -> bool:
+    """Whether bytes came behind the answer. Nobody asked for them, and httpcore, which does not
+    tell, would read them as the answer to the next request: another image's."""
+    return bool(connection._connection._h11_state.trailing_data[0])
 
 
 def _key(origin: httpcore.Origin) -> _OriginKey:

@@ -600,6 +600,21 @@ async def test_a_connection_that_the_server_closed_is_not_used_again(
     assert count("fetch_attempts") - attempts == 1
 
 
+async def test_what_a_server_sends_unasked_answers_no_later_request(
+    server: Server, fetcher: HttpFetcher
+) -> None:
+    url = server.answer("/", response() + response(b"of nobody"))
+    assert await body_of(fetcher, url) == BODY
+    assert await body_of(fetcher, url) == BODY
+    assert server.connections == 2
+
+
+async def test_an_answer_may_be_announced(server: Server, fetcher: HttpFetcher) -> None:
+    early = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n"
+    url = server.answer("/", early + early + response())
+    assert await body_of(fetcher, url) == BODY
+
+
 async def test_no_more_connections_than_allowed_are_in_use(
     server: Server, fetcher_of: FetcherOf
 ) -> None:
