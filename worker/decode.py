@@ -23,6 +23,7 @@ from multiprocessing.connection import Pipe
 from worker.decoder_child import Child, Closed, Lost
 from worker.decoder_process import Allowance, Task
 from worker.errors import ErrorCode, Stage, Unexaminable
+from worker.handover import Handover
 from worker.image_formats import format_label
 from worker.imaging import Limits
 from worker.telemetry import DECODER_KILLS, DECODES, STAGE_SECONDS, STAGE_WAIT_SECONDS
@@ -67,6 +68,7 @@ class DecoderPool:
 
     async def start(self) -> None:
         """Returns when every child is ready. Raises ``RuntimeError`` when one cannot start."""
+        self._handover = Handover(asyncio.get_running_loop())
         ready: list[Future[None]] = [Future() for _ in range(self._processes)]
         for child_ready in ready:
             thread = threading.Thread(
@@ -81,13 +83,14 @@ class DecoderPool:
     ) -> Decoded:
         """Raises ``Unexaminable``, and ``RuntimeError`` once the pool is closed or no child can be
         started any more."""
-        job = _Job(Task(body, sha256, spec, plan))
+        answer: asyncio.Future[Decoded] = asyncio.get_running_loop().create_future()
+        job = _Job(Task(body, sha256, spec, plan), answer)
         with self._changed:
             if self._stopped:
                 raise RuntimeError("the decoder pool has stopped") from self._stopped
             self._waiting.append(job)
             self._changed.notify()
-        return await asyncio.wrap_future(job.answer)
+        return await answer
 
     @property
     def load(self) -> Load:
@@ -119,7 +122,7 @@ class DecoderPool:
                     while unanswered:
                         outcome = child.receive(unanswered[0].task)
                         begun = _count(unanswered[0], outcome, begun)
-                        unanswered.popleft().settle(outcome)
+                        self._handover.tell(unanswered.popleft().answer, outcome)
                 except Lost as lost:
                     DECODER_KILLS.labels(cause=lost.cause).inc()
                     child = Child(self._allowance, self._closing)
@@ -130,13 +133,14 @@ class DecoderPool:
                     unanswered, alone = deque([suspect] if again else []), again
                     if not again:
                         DECODES.labels(format_label(suspect.task.body), lost.code.value).inc()
-                        suspect.settle(Unexaminable(lost.code, Stage.DECODE, str(lost)))
+                        failure = Unexaminable(lost.code, Stage.DECODE, str(lost))
+                        self._handover.tell(suspect.answer, failure)
         except Exception as error:  # noqa: BLE001  every caller gets it
             self._stop(error)
             if not ready.done():
                 ready.set_exception(error)
             for job in unanswered:
-                job.settle(error)
+                self._handover.tell(job.answer, error)
         finally:
             if child:
                 child.kill()
@@ -173,22 +177,14 @@ class DecoderPool:
             left, self._waiting = self._waiting, deque()
             self._changed.notify_all()
         for job in left:
-            job.settle(why)
+            self._handover.tell(job.answer, why)
 
 
 @dataclass(slots=True, eq=False)
 class _Job:
     task: Task
-    answer: Future[Decoded] = field(default_factory=Future)
+    answer: asyncio.Future[Decoded]
     asked: float = field(default_factory=time.perf_counter)
-
-    def settle(self, outcome: Decoded | Exception) -> None:
-        if not self.answer.set_running_or_notify_cancel():
-            return  # nobody waits for it any more
-        if isinstance(outcome, Decoded):
-            self.answer.set_result(outcome)
-        else:
-            self.answer.set_exception(outcome)
 
 
 def _count(job: _Job, outcome: Decoded | Unexaminable, begun: float) -> float:

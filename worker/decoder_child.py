@@ -8,9 +8,11 @@ that is not one costs the child its life.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import pickle
 import re
+import selectors
 import signal
 import socket
 import subprocess
@@ -19,8 +21,8 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from typing import Any
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -30,8 +32,12 @@ from worker.errors import ErrorCode, Stage, Unexaminable
 from worker.image_formats import MEDIA_TYPES
 from worker.types import Decoded, ImageFacts
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 _START_SECONDS = 60.0  # Python, numpy and Pillow take 0.2 s; a cold disk much longer
 _HEADER_BYTES = 64 * 2**10  # a few hundred, and some more for each row
+_READ_BYTES = 4096  # most headers, and of the pixels what is worth no read of its own
 _DETAIL_CHARACTERS = 500
 _PDQ = r"[0-9a-f]{64}"
 
@@ -88,6 +94,40 @@ def read_header(header: bytes, task: Task, max_pixels: int) -> ImageFacts | Reje
     return answer
 
 
+class _Said(io.RawIOBase):
+    """What a child says, until ``deadline`` on the monotonic clock."""
+
+    def __init__(self, source: socket.socket, closing: Connection[Any, Any]) -> None:
+        self.deadline = 0.0
+        self._source = source.fileno()
+        self._closing = closing.fileno()
+        self._readable = selectors.DefaultSelector()
+        for each in (self._source, self._closing):
+            self._readable.register(each, selectors.EVENT_READ)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """At least one byte, or none at its end. Raises ``OSError`` and ``Closed``."""
+        while True:
+            try:
+                return os.readv(self._source, [buffer])
+            except BlockingIOError:
+                self._wait()
+
+    def _wait(self) -> None:
+        ready = self._readable.select(max(0.0, self.deadline - time.monotonic()))
+        if not ready:
+            raise TimeoutError
+        if any(key.fd == self._closing for key, _ in ready):
+            raise Closed("the decoder pool was closed")
+
+    def close(self) -> None:
+        self._readable.close()
+        super().close()
+
+
 class Child:
     """A decoder process and the socket to it, used by the thread that made it and no other: the
     kernel ends the process with that thread, not with the whole parent (prctl(2)).
@@ -98,9 +138,11 @@ class Child:
 
     def __init__(self, allowance: Allowance, closing: Connection[Any, Any]) -> None:
         self._allowance = allowance
-        self._closing = closing
         self._socket, theirs = socket.socketpair()
         self._socket.settimeout(allowance.timeout_seconds)  # of a whole message that is sent
+        self._said = _Said(self._socket, closing)
+        # each read gives Python's lock away and waits for it, so a whole header comes in one
+        self._answers = io.BufferedReader(self._said, _READ_BYTES)
         inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         with theirs:
             self._process = subprocess.Popen(
@@ -120,7 +162,8 @@ class Child:
             )
         try:
             self._send(allowance)
-            self._read(HEADER_LENGTH.size, time.monotonic() + _START_SECONDS)
+            self._said.deadline = time.monotonic() + _START_SECONDS
+            self._read(HEADER_LENGTH.size)
         except Closed:
             self.kill()
             raise
@@ -144,17 +187,21 @@ class Child:
 
     def receive(self, task: Task) -> Decoded | Unexaminable:
         """The answer to the next image. Raises ``Lost`` and ``Closed``."""
-        deadline = time.monotonic() + self._allowance.timeout_seconds
+        self._said.deadline = time.monotonic() + self._allowance.timeout_seconds
         try:
-            (length,) = HEADER_LENGTH.unpack(self._read(HEADER_LENGTH.size, deadline))
+            (length,) = HEADER_LENGTH.unpack(self._read(HEADER_LENGTH.size))
             if length > _HEADER_BYTES:
                 raise self._garbage(f"a header of {length} bytes")
-            header = self._read(length, deadline)
+            header = self._read(length)
             answer = read_header(header, task, self._allowance.limits.max_pixels)
             if isinstance(answer, Rejection):
                 return Unexaminable(answer.code, Stage.DECODE, answer.detail)
             pixels = np.empty((len(answer.rows), *task.spec.size, 3), np.uint8)
-            self._read_into(pixels.reshape(-1).data, deadline)
+            if self._answers.readinto(pixels.reshape(-1).data) < pixels.nbytes:
+                raise EOFError
+        except TimeoutError:
+            self.kill()
+            raise self._too_slow() from None
         except ValueError as error:
             what = "no JSON of this form" if isinstance(error, ValidationError) else str(error)
             raise self._garbage(what) from error
@@ -167,29 +214,17 @@ class Child:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)  # and whatever it may have started
             self._process.wait()
+        self._said.close()
         self._socket.close()
 
     def _send(self, message: object) -> None:
         self._socket.sendall(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
 
-    def _read(self, length: int, deadline: float) -> bytes:
-        buffer = bytearray(length)
-        self._read_into(memoryview(buffer), deadline)
-        return bytes(buffer)
-
-    def _read_into(self, view: memoryview, deadline: float) -> None:
-        """Fills ``view``. Raises ``EOFError``, ``OSError``, ``Lost`` and ``Closed``."""
-        while view:
-            ready = wait([self._socket, self._closing], max(0.0, deadline - time.monotonic()))
-            if self._closing in ready:
-                raise Closed("the decoder pool was closed")
-            if not ready:
-                self.kill()
-                raise self._too_slow()
-            received = self._socket.recv_into(view)
-            if not received:
-                raise EOFError
-            view = view[received:]
+    def _read(self, length: int) -> bytes:
+        read = self._answers.read(length)
+        if len(read) < length:
+            raise EOFError
+        return read
 
     def _too_slow(self) -> Lost:
         seconds = self._allowance.timeout_seconds

@@ -86,12 +86,16 @@ def _answer(parent: socket.socket, task: Task, allowance: Allowance) -> None:
         # what is left of the memory is in pieces: a new process does better
         os._exit(errno.ENOMEM)
     else:
-        _say(parent, json.dumps(asdict(decoded.facts)).encode())
-        parent.sendall(decoded.pixels.reshape(-1).data)
+        pixels = decoded.pixels.reshape(-1).data
+        _say(parent, json.dumps(asdict(decoded.facts)).encode(), pixels)
 
 
-def _say(parent: socket.socket, header: bytes) -> None:
-    parent.sendall(HEADER_LENGTH.pack(len(header)) + header)
+def _say(parent: socket.socket, header: bytes, pixels: bytes | memoryview = b"") -> None:
+    # together: the parent is woken once, and finds all of it
+    parts = [HEADER_LENGTH.pack(len(header)) + header, pixels]
+    sent = parent.sendmsg(parts)
+    if sent < sum(map(len, parts)):  # a signal came in between
+        parent.sendall(b"".join(parts)[sent:])
 
 
 def _live_and_die_with_the_parent() -> None:

@@ -61,9 +61,10 @@ class KafkaSettings(Section):
     compression: Literal["none", "gzip", "lz4", "snappy", "zstd"] = "gzip"
     """Of all that is published. Every reader knows gzip; zstd takes as little space in a third of
     the time, lz4 and snappy more in less: their readers may have to install its library."""
-    linger_seconds: Annotated[float, Field(ge=0)] = 0.005
-    """How long what a worker publishes waits for more to go with, which saves processor time and
-    space. An answer waits twice where the image is new: its embedding goes first."""
+    linger_seconds: Annotated[float, Field(ge=0)] = 0.02
+    """How long what a worker publishes waits at most for more to go with, which saves processor
+    time and space. It waits only while much is published. An answer waits twice where the image is
+    new: its embedding goes first."""
     commit_interval_seconds: PositiveFloat = 0.5
     """Offsets are committed so often; what lies in between is read again after a crash."""
     transaction_interval_seconds: PositiveFloat = 0.1

@@ -57,10 +57,10 @@ _TOLD_EVERY_SECONDS = 10.0  # that a rebalance holds up a commit
 class KafkaSource:
     """``seams.Source`` over a consumer group.
 
-    ``poll_seconds`` is the longest a poll waits for records. ``fetch_bytes`` bounds what is read
-    ahead from each broker, and ``partition_fetch_bytes`` from each partition; a single larger
-    message still comes through. ``options`` are more of kafka-python's own settings, such as
-    ``security_protocol``.
+    ``poll_seconds`` is the longest a poll waits for records: with 0.5 an idle worker takes 1 % of a
+    core, with 0.1 it takes 3. ``fetch_bytes`` bounds what is read ahead from each broker, and
+    ``partition_fetch_bytes`` from each partition; a single larger message still comes through.
+    ``options`` are more of kafka-python's own settings, such as ``security_protocol``.
 
     A poll that was cancelled may have taken records with it, so the source refuses to poll again:
     the next record committed would pass over the lost ones.
@@ -75,7 +75,7 @@ class KafkaSource:
         client_id: str,
         session_timeout_seconds: float = 30.0,
         max_poll_interval_seconds: float = 300.0,
-        poll_seconds: float = 0.1,
+        poll_seconds: float = 0.5,
         fetch_bytes: int = 16 * 1024 * 1024,
         partition_fetch_bytes: int = 1024 * 1024,
         options: Options | None = None,

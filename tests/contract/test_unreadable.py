@@ -51,7 +51,7 @@ async def new_topic(broker: str) -> str:
 
 async def publish(broker: str, *batches: list[Message], compression: str = "none") -> None:
     publisher = KafkaPublisher(
-        bootstrap=broker, client_id="tests", linger_seconds=0.5, compression=compression
+        bootstrap=broker, client_id="tests", compression=compression, options={"linger_ms": 500}
     )
     try:
         await publisher.start()

@@ -96,6 +96,21 @@ async def test_a_rejection_comes_back_as_it_was_raised() -> None:
     assert not error.retryable
 
 
+async def test_answers_that_arrive_together_are_told_apart() -> None:
+    bodies = [photo(seed) if seed % 4 == 0 else b"<!doctype html>%d" % seed for seed in range(24)]
+    async with running() as pool:
+        results = await asyncio.gather(
+            *(decoded(pool, body) for body in bodies), return_exceptions=True
+        )
+    for body, result in zip(bodies, results, strict=True):
+        if isinstance(result, Decoded):
+            assert result.facts.sha256 == hashlib.sha256(body).hexdigest()
+        else:
+            assert isinstance(result, Unexaminable)
+            assert result.code is ErrorCode.NOT_AN_IMAGE
+            assert body.startswith(b"<!doctype")
+
+
 async def test_a_caller_that_gives_up_disturbs_nobody() -> None:
     async with running() as pool:
         tasks = [asyncio.create_task(decoded(pool, photo(seed))) for seed in range(20)]

@@ -13,11 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.decoding import (
+    LIMITS,
     PLAN,
     SPEC,
     children,
@@ -29,6 +31,7 @@ from tests.decoding import (
     running,
     until,
 )
+from worker import imaging
 from worker.decoder_child import read_header
 from worker.decoder_process import Task
 from worker.errors import ErrorCode, Unexaminable
@@ -125,6 +128,43 @@ async def test_nonsense_costs_only_the_image_it_was_said_of(code: str) -> None:
 @pytest.mark.usefixtures("taken_over")
 async def test_what_is_told_to_people_is_of_limited_length() -> None:
     assert len(await told("tell('a' * 50_000)")) == 500
+
+
+@pytest.mark.usefixtures("taken_over")
+@pytest.mark.parametrize("piece", [1, 7, 1000, 100_000])
+async def test_an_answer_is_read_in_whatever_pieces_it_comes(piece: int) -> None:
+    code = f"""
+class Pieces:
+    def sendmsg(self, parts):
+        said = b"".join(parts)
+        for start in range(0, len(said), {piece}):
+            parent.sendall(said[start : start + {piece}])
+        return len(said)
+
+honest(Pieces(), task, allowance)
+"""
+    body = photo() + exploit(code)
+    async with running() as pool:
+        there = await decoded(pool, body)
+        assert (await decoded(pool, photo())).facts.width == 120
+    assert np.array_equal(there.pixels, imaging.decode(body, "", SPEC, PLAN, LIMITS).pixels)
+
+
+@pytest.mark.usefixtures("taken_over")
+@pytest.mark.parametrize("sent", [0, 3, 200, 5000])
+async def test_an_answer_that_was_interrupted_is_finished(sent: int) -> None:
+    code = f"""
+class Interrupted:
+    sendall = parent.sendall
+    def sendmsg(self, parts):
+        parent.sendall(b"".join(parts)[:{sent}])
+        return {sent}
+
+honest(Interrupted(), task, allowance)
+"""
+    async with running() as pool:
+        assert (await decoded(pool, photo() + exploit(code))).facts.width == 120
+        assert (await decoded(pool, photo())).facts.width == 120
 
 
 TASK = Task(b"four", "5a" * 32, SPEC, PLAN)

@@ -15,7 +15,8 @@ MAX_LINES = 350
 #: What each stage may import of the stages: its own other half, if it has one.
 STAGES = {
     "source": {"broker", "rebalance"},
-    "publish": {"broker"},
+    "publish": {"broker", "handover"},
+    "handover": set(),
     "topics": {"broker"},
     "topic_admin": {"broker", "topic_plan"},
     "transactions": {"broker", "rebalance"},
@@ -27,7 +28,7 @@ STAGES = {
     "resolver": {"flights"},
     "connections": set(),
     "egress": set(),
-    "decode": {"decoder_child", "decoder_process", "imaging", "image_formats"},
+    "decode": {"decoder_child", "decoder_process", "handover", "imaging", "image_formats"},
     "decoder_child": {"decoder_process", "image_formats"},
     "decoder_process": {"imaging", "image_formats"},
     "imaging": {"views", "colours", "image_formats", "perceptual"},
