@@ -83,6 +83,7 @@ bench: setup
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(BENCH)
 	$(BIN)/python -m tests.bench $(if $(ROUNDS),--rounds $(ROUNDS)) --json worker/bench/measured.json > tests/bench/RESULTS.new
 	mv tests/bench/RESULTS.new tests/bench/RESULTS.md
+	$(BIN)/python -m tests.unit.test_docs
 
 # Only the service and others at the same work.
 bench-peers: setup

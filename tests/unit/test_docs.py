@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from tests.fakes import FakeEncoder
 from tests.policy_factory import head_bytes
 from worker import telemetry
+from worker.bench.results import Figure, Result, read_report
 from worker.collectors import Probabilities, Reading
 from worker.errors import ErrorCode
 from worker.feedback import parse_feedback
@@ -108,6 +109,36 @@ def _first_sentence(path: Path) -> str:
     return re.split(r"(?<=\.) ", prose, maxsplit=1)[0]
 
 
+def speed_table() -> str:
+    """The service and others at the same work, as `make bench` found them; the fastest first."""
+    results = read_report(ROOT / "worker" / "bench" / "measured.json").results
+    turns = [result for result in results if "random weights" in result.conditions.get("model", "")]
+    measured = [result for result in turns if not result.failed]
+    measured.sort(key=lambda result: -result.figures["images/s"].median)
+    shown = ("images/s", "core-ms/image", "MiB resident")
+    rows = [
+        (_contender(result), *(_found(result.figures[name]) for name in shown))
+        for result in measured
+    ]
+    for result in turns:
+        if result.failed:
+            rows.append((_contender(result), f"not measured: {result.failed}", "", ""))
+    return _table(("", *shown), rows)
+
+
+def _contender(result: Result) -> str:
+    told = dict(result.conditions)
+    how, engine = told.pop("how"), told.pop("engine", None)
+    versions = [f"{name} {told[name]}" for name in told if name not in ("model", "photos")]
+    name = "**imagewarden**" if engine else result.scenario.removeprefix("peer: ")
+    return f"{name} ({engine or versions[0]}): {how}" if engine or versions else f"{name}: {how}"
+
+
+def _found(figure: Figure) -> str:
+    low, high = figure.spread
+    return f"{figure.median:,.0f} ({low:,.0f} to {high:,.0f})"
+
+
 def error_codes() -> str:
     return ", ".join(f"`{code}`" for code in ErrorCode) + "."
 
@@ -122,6 +153,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "metrics": metrics_table,
     "error codes": error_codes,
     "policies": policies_table,
+    "speed": speed_table,
 }
 
 
