@@ -20,11 +20,12 @@ _LIBRARIES = (
 
 
 def machine() -> Mapping[str, str]:
-    """Processors, memory, GPUs, versions and commit."""
+    """Processors, memory, GPUs, broker, versions and commit."""
     return {
         "processors": f"{len(os.sched_getaffinity(0))} × {_processor()}",
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         **_gpus(),
+        "broker": "that of KAFKA_BOOTSTRAP" if "KAFKA_BOOTSTRAP" in os.environ else "embedded",
         "python": platform.python_version(),
         **{name: found for name in _LIBRARIES if (found := _version(name))},
         "commit": _commit(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import tempfile
 import time
@@ -21,7 +22,7 @@ import psutil
 
 from worker.bench.image_server import image_server, path
 from worker.demo.image_server import ImageServer
-from worker.demo.stage import Stage, Worker, create_topics, starting_worker
+from worker.demo.stage import Stage, Worker, create_topics, own_names, starting_worker
 from worker.embedded import embedded_broker, embedded_redis
 from worker.publish import KafkaPublisher
 from worker.schema import Verdict
@@ -53,14 +54,17 @@ class Flood:
 
 @contextmanager
 def standing(policy: Path, *, images: int = 100, kilobytes: int = 50) -> Iterator[Stage]:
-    """Everything but the worker."""
+    """Everything but the worker. The broker is the Kafka that ``KAFKA_BOOTSTRAP`` names, or an
+    embedded one, which takes its time to hand a request on that comes alone."""
     with ExitStack() as parts:
         folder = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        broker = parts.enter_context(embedded_broker())
-        asyncio.run(create_topics(broker, KafkaSettings()))
+        shared = os.environ.get("KAFKA_BOOTSTRAP")
+        broker = shared or parts.enter_context(embedded_broker())
+        topics = own_names() if shared else KafkaSettings()
+        asyncio.run(create_topics(broker, topics))
         server = ImageServer({})
         server.port = parts.enter_context(image_server(images, kilobytes=kilobytes))
-        yield Stage(broker, parts.enter_context(embedded_redis()), server, policy, folder)
+        yield Stage(broker, parts.enter_context(embedded_redis()), server, policy, folder, topics)
 
 
 @contextmanager

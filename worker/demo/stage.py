@@ -80,7 +80,7 @@ def stage(
         raise Misconfigured(f"{policy} is not here; run this in a clone of the repository")
     with ExitStack() as parts:
         folder = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="imagewarden-")))
-        topics = _own_names() if broker else KafkaSettings()
+        topics = own_names() if broker else KafkaSettings()
         broker = broker or parts.enter_context(embedded_broker())
         asyncio.run(create_topics(broker, topics))
         yield Stage(
@@ -98,7 +98,8 @@ async def create_topics(broker: str, topics: KafkaSettings) -> None:
     await ensure_topics(broker, dict.fromkeys(_by_setting(topics).values(), _PARTITIONS))
 
 
-def _own_names() -> KafkaSettings:
+def own_names() -> KafkaSettings:
+    """Of topics and group, for a Kafka that others use as well."""
     mark = uuid.uuid4().hex[:12]
     topics = {key: f"{name}.{mark}" for key, name in _by_setting(KafkaSettings()).items()}
     return KafkaSettings.model_validate({"group": f"imagewarden.{mark}", **topics})
