@@ -134,9 +134,12 @@ class SocketStream(asyncio.Protocol):
 
     def _has_arrived(self) -> bool:
         """Whether there is something that the event loop has not heard of yet."""
-        socket = select.poll()
-        socket.register(self._transport.get_extra_info("socket"), select.POLLIN)
-        return bool(socket.poll(0))
+        socket = self._transport.get_extra_info("socket")
+        if socket is None or socket.fileno() < 0:  # TLS that was reset: we are told a turn later
+            return True
+        arrived = select.poll()
+        arrived.register(socket, select.POLLIN)
+        return bool(arrived.poll(0))
 
 
 async def dial(address: str, port: int) -> SocketStream:

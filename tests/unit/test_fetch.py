@@ -314,6 +314,19 @@ async def test_others_get_their_turn_while_what_was_received_is_read() -> None:
     assert turns >= 50
 
 
+class TransportWithoutSocket(asyncio.Transport):
+    """As asyncio's of TLS is, for the turn of the event loop after its connection was reset."""
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        return default
+
+
+def test_a_connection_whose_socket_is_gone_is_not_used_again() -> None:
+    stream = SocketStream()
+    stream.connection_made(TransportWithoutSocket())
+    assert stream.get_extra_info("is_readable")  # what idle connections are asked
+
+
 # ---------------------------------------------------------------- statuses and retries
 
 
