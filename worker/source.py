@@ -51,6 +51,7 @@ _CLOSE_SECONDS = 5.0
 _ENDS_SECONDS = 1.0  # for brokers to tell where partitions end
 _ENDS_EVERY_SECONDS = 2.0
 _LONGEST_WAIT_SECONDS = 5.0  # between commits while no broker answers
+_WITHOUT_ROOM_SECONDS = 0.1
 _TOLD_EVERY_SECONDS = 10.0  # that a rebalance holds up a commit
 
 
@@ -242,15 +243,15 @@ class KafkaSource:
         # All or none: a single partition that is paused while its records are buffered never
         # comes back. And always poll: a member that does not is thrown out of the group.
         if room:
+            seconds = self._poll_seconds
             self._consumer.resume(*self._consumer.assignment())
-        else:
+        else:  # there may be some soon, and a poll of what is paused lasts as long as it may
+            seconds = min(self._poll_seconds, _WITHOUT_ROOM_SECONDS)
             self._consumer.pause(*self._consumer.assignment())
         try:
-            polled = self._consumer.poll(
-                timeout_ms=int(self._poll_seconds * 1000), max_records=max(1, room)
-            )
+            polled = self._consumer.poll(timeout_ms=int(seconds * 1000), max_records=max(1, room))
         except RetriableError:  # no broker answers, and kafka-python does not wait for one
-            time.sleep(self._poll_seconds)
+            time.sleep(seconds)
             polled = {}
         records = [record_of(read) for of_partition in polled.values() for read in of_partition]
         if len(records) > room:
