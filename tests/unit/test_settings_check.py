@@ -193,8 +193,9 @@ def test_a_decoder_without_memory_is_a_sentence() -> None:
     assert "IMAGEWARDEN_DECODE__MEMORY_BYTES" in said
 
 
-def test_a_decoder_that_starts_is_well() -> None:
-    assert told("decoder", decode={"processes": 1}) == []
+@pytest.mark.parametrize("max_pixels", [1, 500_000, 50_000_000])
+def test_a_decoder_that_starts_is_well_whatever_the_largest_image(max_pixels: int) -> None:
+    assert told("decoder", decode={"processes": 1, "max_pixels": max_pixels}) == []
 
 
 def test_a_port_that_another_program_has_is_a_sentence() -> None:

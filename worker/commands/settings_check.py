@@ -8,6 +8,7 @@ import hashlib
 import http.client
 import io
 import json
+import math
 import sys
 import threading
 import time
@@ -124,8 +125,9 @@ def _model_problems(settings: Settings) -> Iterator[str]:
 
 def _decoder_problems(settings: Settings) -> Iterator[str]:
     buffer = io.BytesIO()
-    # a few megabytes of pixels: a smaller one fits into what an interpreter has lying about
-    Image.new("RGB", (1024, 768), "teal").save(buffer, "PNG")
+    # some megabytes if it may: a smaller one fits into what an interpreter has lying about
+    side = min(1024, math.isqrt(settings.decode.max_pixels))
+    Image.new("RGB", (side, side), "teal").save(buffer, "PNG")
     body = buffer.getvalue()
     spec = PreprocessSpec((32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
