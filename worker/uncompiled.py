@@ -37,9 +37,10 @@ def _the_module() -> ModuleType:
     return importlib.import_module(_NAME)
 
 
-def _as_it_is(function: Callable[..., Any], *_: object, **__: object) -> Callable[..., Any]:
-    """For ``torch.compiler.disable``, with which timm says what is not to be compiled."""
-    return function
+def _as_it_is(function: Callable[..., Any] | None = None, *_: object, **__: object) -> Any:
+    """For ``torch.compiler.disable``, with which timm says what is not to be compiled. It is called
+    as a decorator, and for one."""
+    return _as_it_is if function is None else function
 
 
 @contextmanager
@@ -55,7 +56,7 @@ def without_compiler() -> Iterator[None]:
         yield
     finally:
         torch.compiler.disable = disable
-        if isinstance(sys.modules[_NAME], _Later):
+        if isinstance(sys.modules.get(_NAME), _Later):
             del sys.modules[_NAME]
 
 

@@ -44,6 +44,17 @@ def test_compiler_is_there_for_who_asks_later() -> None:
     )
 
 
+def test_what_is_not_to_be_compiled_may_be_said_either_way() -> None:
+    run(
+        "from worker.uncompiled import without_compiler\n"
+        "import torch\n"
+        "def double(x): return 2 * x\n"
+        "with without_compiler():\n"
+        "    assert torch.compiler.disable(double) is double\n"
+        "    assert torch.compiler.disable(recursive=False)(double) is double\n"
+    )
+
+
 def test_compiler_is_there_for_a_package_that_does_use_it() -> None:
     run(
         "import sys\n"
