@@ -1,4 +1,4 @@
-"""glibc's malloc, for a process that runs a model on a CPU; elsewhere nothing is done."""
+"""How glibc's malloc treats a process that runs a model; with another malloc nothing is done."""
 
 from __future__ import annotations
 

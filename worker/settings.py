@@ -157,8 +157,8 @@ class DecodeSettings(Section):
     max_pixels: PositiveInt = 50_000_000
     """Width times height of one frame; larger images are not decoded."""
     perceptual_hash: bool = True
-    """PDQ, in verdicts and for the `lists` of policies; about 0.2 ms of processor time for an
-    image."""
+    """PDQ, in verdicts and for the `lists` of policies; 0.2 ms of processor time and more, by the
+    image's size."""
 
 
 class ModelSettings(Section):

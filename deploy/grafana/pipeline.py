@@ -193,9 +193,9 @@ def pipeline() -> str:
                 ),
                 lines(
                     "How full are batches?",
-                    "Rows of a batch, of those in a full one, on average. Low with the model busy: "
-                    "images come too slowly to fill them; a longer MODEL__BATCH_WAIT_SECONDS "
-                    "may help. Low with the model idle: as it should be.",
+                    "Rows of a batch, of those in a full one, on average. Low with the model busy "
+                    "and images waiting: too few are in work to fill them (WORK__IMAGES). Else as "
+                    "it should be: no image waits for others while the model could begin.",
                     "percentunit",
                     {
                         "fill": f"sum(rate(imagewarden_batch_fill_ratio_sum{_RATE})) / "

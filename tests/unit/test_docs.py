@@ -113,6 +113,7 @@ def speed_table() -> str:
     """The service and others at the same work, as `make bench` found them; the fastest first."""
     results = read_report(ROOT / "worker" / "bench" / "measured.json").results
     turns = [result for result in results if "random weights" in result.conditions.get("model", "")]
+    assert turns, "worker/bench/measured.json is of a run without the others"
     measured = [result for result in turns if not result.failed]
     measured.sort(key=lambda result: -result.figures["images/s"].median)
     shown = ("images/s", "core-ms/image", "MiB resident")

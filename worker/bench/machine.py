@@ -25,7 +25,7 @@ def machine() -> Mapping[str, str]:
         "processors": f"{len(os.sched_getaffinity(0))} × {_processor()}",
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         **_gpus(),
-        "broker": "that of KAFKA_BOOTSTRAP" if "KAFKA_BOOTSTRAP" in os.environ else "embedded",
+        "broker": "that of KAFKA_BOOTSTRAP" if os.environ.get("KAFKA_BOOTSTRAP") else "embedded",
         "python": platform.python_version(),
         **{name: found for name in _LIBRARIES if (found := _version(name))},
         "commit": _commit(),
