@@ -29,6 +29,9 @@ from worker.stores import MemoryStore, RedisStore, redis_client
 from worker.types import Embedding
 from worker.watch import watching_stages
 
+#: One for each stream of the model: while one is computed, the next is formed and handed over.
+BATCHES_IN_FLIGHT = 2
+
 _log = structlog.get_logger(__name__)
 
 
@@ -145,7 +148,7 @@ async def examiner_of(
             low_share=settings.work.low_share,
             batch_rows=settings.model.batch_rows or encoder.preferred_batch,
             batch_wait_seconds=settings.model.batch_wait_seconds,
-            batches_in_flight=2,
+            batches_in_flight=BATCHES_IN_FLIGHT,
         )
         parts.enter_context(
             watching_stages(lambda: {**examiner.loads(), Stage.DECODE.value: decoder.load})

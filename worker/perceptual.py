@@ -63,8 +63,8 @@ def _means_of_larger(picture: Image.Image) -> Float32Rows:
     blur. Of 820 photos no hash is another by more than 2 bits, in a third of the time."""
     # its luma alone: half the time, and of 100 photos no hash moved by more than 2 bits
     luma = picture.convert("L")
-    across, down = (max(1, length // _SIDE) for length in picture.size)
-    if across > 1 or down > 1:
+    across, down = map(_times_shorter, picture.size)
+    if max(across, down) > 1:
         luma = luma.reduce((across, down))
     return _means(np.asarray(luma), *map(_taps_of_square, picture.size))
 
@@ -81,11 +81,16 @@ def _means(pixels: NDArray[np.uint8], across: Taps, down: Taps) -> Float32Rows:
     return means
 
 
+def _times_shorter(length: int) -> int:
+    """What a side is divided by, in whole pixels."""
+    return max(1, length // _SIDE)
+
+
 @lru_cache(maxsize=_SIDE)  # up to 27 KiB, and 0.1 ms to make
 def _taps_of_square(length: int) -> Taps:
-    """Where a side of ``length`` was first made ``max(1, length // _SIDE)`` times shorter and is
-    then made ``_SIDE`` by means of those pixels whose middle lies within each new one's reach."""
-    factor = max(1, length // _SIDE)
+    """Where a side of ``length`` was made ``_times_shorter`` first and is then made ``_SIDE`` by
+    means of those pixels whose middle lies within each new one's reach."""
+    factor = _times_shorter(length)
     scale = length / factor / _SIDE
     middle, reach = (np.arange(_SIDE) + 0.5) * scale, max(scale, 1.0) / 2
     pixels = -(-length // factor)

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from worker.assembly import fetcher_of, load_model
+from worker.assembly import BATCHES_IN_FLIGHT, fetcher_of, load_model
 from worker.batch_encoder import BatchEncoder
 from worker.bench.image_server import path
 from worker.bench.noop_worker import PREPROCESS
@@ -30,7 +30,6 @@ from worker.types import Fetched, FramePlan, Pixels
 
 _WAYS_OF = 64  # frames in memory
 _CONCURRENT_DOWNLOADS = 48
-_STREAMS = 2  # batches at once, as in a worker
 _LOAD = 0.1  # of the model's own rate, where batches are hardly ever full
 
 
@@ -117,7 +116,7 @@ def batching(images: int) -> dict[str, float]:
             encoder,
             batch_rows=rows,
             batch_wait_seconds=settings.model.batch_wait_seconds,
-            concurrency=_STREAMS,
+            concurrency=BATCHES_IN_FLIGHT,
         )
         running = asyncio.create_task(batches.run())
         try:
@@ -128,7 +127,7 @@ def batching(images: int) -> dict[str, float]:
 
     async def unbatched() -> list[float]:
         loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(_STREAMS) as threads:
+        with ThreadPoolExecutor(BATCHES_IN_FLIGHT) as threads:
             return await timed(
                 lambda pixels: loop.run_in_executor(threads, encoder.encode_images, pixels)
             )
